@@ -1,0 +1,3 @@
+//! cliquet
+pub mod job;
+pub mod retry;
