@@ -1,3 +1,6 @@
 //! cliquet
 pub mod job;
+pub mod ledger;
 pub mod retry;
+pub mod task;
+pub use task::{Handler, TaskContext, TaskError};

@@ -1,0 +1,3 @@
+//! ledger
+mod transaction;
+pub use transaction::{HandlerTransaction, Transaction};

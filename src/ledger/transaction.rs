@@ -1,0 +1,103 @@
+//! The transaction that a handler may ask for: what it writes commits together with its task's SUCCESS, or not at all.
+//!
+//! Nothing here is wrapped in `select!` or a timeout. A handler that is cut short in the middle of a statement leaves its
+//! connection in an unknown state, so such a connection is closed and never goes back to the pool.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
+use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard};
+
+type Slot = Arc<Mutex<Option<PoolConnection<Postgres>>>>;
+
+/// One attempt's transaction: opened when the handler first asks for it, ended by the ledger alone.
+#[derive(Clone, Debug)]
+pub struct HandlerTransaction {
+    pool: PgPool,
+    slot: Slot,
+}
+
+/// The open transaction, lent to the handler; a `&mut PgConnection` for `sqlx` (`.execute(&mut *tx)`).
+///
+/// It has no `commit`: the ledger commits it with the task's SUCCESS. Let it go out of scope before the handler returns.
+#[derive(Debug)]
+pub struct Transaction(OwnedMappedMutexGuard<Option<PoolConnection<Postgres>>, PgConnection>);
+
+impl Deref for Transaction {
+    type Target = PgConnection;
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+impl HandlerTransaction {
+    pub(crate) fn new(pool: PgPool) -> Self {
+        Self {
+            pool,
+            slot: Slot::default(),
+        }
+    }
+
+    /// Opens the transaction, or lends the open one again.
+    ///
+    /// # Errors
+    /// `PoolTimedOut` or a connection error when Postgres is away; `InvalidArgument` while an earlier loan is still held.
+    pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
+        let mut open = self.slot.clone().try_lock_owned().map_err(|_| {
+            sqlx::Error::InvalidArgument(
+                "this task's transaction is already lent: drop the first before asking again"
+                    .into(),
+            )
+        })?;
+        if open.is_none() {
+            // Into the slot before BEGIN: whoever drops this future in between leaves a connection that is then closed.
+            let connection = open.insert(self.pool.acquire().await?);
+            if let Err(error) = sqlx::raw_sql("BEGIN").execute(&mut **connection).await {
+                discard(open.take());
+                return Err(error);
+            }
+        }
+        match OwnedMutexGuard::try_map(open, |open| open.as_deref_mut()) {
+            Ok(guard) => Ok(Transaction(guard)),
+            Err(_) => Err(sqlx::Error::PoolClosed),
+        }
+    }
+
+    /// Takes the open transaction for the ledger to end, if the handler asked for one.
+    ///
+    /// # Errors
+    /// [`StillLent`] when something of the handler's lives on and holds it.
+    pub(crate) fn take(&self) -> Result<Option<PoolConnection<Postgres>>, StillLent> {
+        self.slot
+            .try_lock()
+            .map(|mut open| open.take())
+            .map_err(|_| StillLent)
+    }
+
+    /// Ends it without a trace after a handler that was cut short: the connection is closed, Postgres rolls back.
+    pub(crate) fn abandon(&self) {
+        if let Ok(open) = self.take() {
+            discard(open);
+        }
+    }
+}
+
+/// The handler returned while a part of it still held the transaction.
+#[derive(Debug)]
+pub(crate) struct StillLent;
+
+/// Closes a connection whose state is unknown instead of giving it back to the pool.
+pub(crate) fn discard(connection: Option<PoolConnection<Postgres>>) {
+    if let Some(connection) = connection {
+        drop(connection.detach());
+    }
+}
