@@ -1,0 +1,148 @@
+//! How connections to Postgres are made, and what each failure of one asks for.
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    ConnectOptions, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use url::Url;
+
+/// Where the ledger is: a checked `DATABASE_URL`. It prints without its password.
+#[derive(Clone, Debug)]
+pub struct LedgerAddress {
+    options: PgConnectOptions,
+    shown: String,
+}
+
+impl std::fmt::Display for LedgerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl LedgerAddress {
+    /// Reads a URL such as `postgres://user:password@host:5432/database?sslmode=verify-full`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it; it never holds the password.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let expected = "expected postgres://USER:PASSWORD@HOST:PORT/DATABASE (percent-encode what is special in the password)";
+        let url = Url::parse(text)
+            .map_err(|error| format!("DATABASE_URL is no URL: {error}; {expected}"))?;
+        if !matches!(url.scheme(), "postgres" | "postgresql") {
+            return Err(format!(
+                "DATABASE_URL begins with {:?}; {expected}",
+                url.scheme()
+            ));
+        }
+        let options = PgConnectOptions::from_str(text)
+            .map_err(|error| format!("DATABASE_URL cannot be read: {error}; {expected}"))?
+            .disable_statement_logging();
+        let shown = format!(
+            "{}@{}:{}/{}",
+            options.get_username(),
+            options.get_host(),
+            options.get_port(),
+            options.get_database().unwrap_or(options.get_username()),
+        );
+        Ok(Self { options, shown })
+    }
+
+    /// Options for a connection of the given purpose, which `pg_stat_activity` shows.
+    pub(crate) fn options(&self, purpose: &str) -> PgConnectOptions {
+        self.options
+            .clone()
+            .application_name(&format!("cliquet {purpose}"))
+    }
+
+    /// Options for a connection that only writes the ledger's own statements.
+    ///
+    /// Their plans are pinned: fresh tables have no statistics, and the planner then reads whole tables. Waits are bounded
+    /// here, by Postgres, and never by dropping a call that owns a transaction.
+    pub(crate) fn writer_options(&self, purpose: &str) -> PgConnectOptions {
+        self.options(purpose).options([
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("jit", "off"),
+            ("statement_timeout", "15s"),
+            ("lock_timeout", "10s"),
+        ])
+    }
+
+    /// A pool for reads by people, for handlers' transactions and for the rare verbs.
+    pub(crate) fn pool(&self, purpose: &str, most: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(most)
+            .min_connections(0)
+            .test_before_acquire(false)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_lazy_with(self.options(purpose))
+    }
+}
+
+/// What an error of Postgres asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// The connection is gone or unusable: open another and write again.
+    Reconnect,
+    /// A deadlock, a serialisation failure or a lock not had in time: write the same again.
+    Repeat,
+    /// Postgres refuses this very row and would always.
+    Refused,
+}
+
+impl Recovery {
+    /// Only what Postgres says of the *data* is a refusal. Everything else (a full disk, a read-only standby, a missing
+    /// right) is a state of the server, and passes or is mended while the write waits.
+    pub(crate) fn of(error: &sqlx::Error) -> Self {
+        let code = match error {
+            sqlx::Error::Database(error) => error.code().unwrap_or_default().into_owned(),
+            // What sqlx cannot even send would never be accepted: a value it fails to encode, or a message too long.
+            sqlx::Error::Encode(_) => return Self::Refused,
+            _ => return Self::Reconnect,
+        };
+        match code.as_str() {
+            "40P01" | "40001" | "55P03" => Self::Repeat,
+            // 22 data exception, 23 integrity constraint, 54 a program limit such as the size of a row.
+            code if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") => {
+                Self::Refused
+            }
+            _ => Self::Reconnect,
+        }
+    }
+}
+
+/// The error as people read it, without the noise of the layers between.
+pub(crate) fn sentence(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(database) => match database.code() {
+            Some(code) => format!("{} (SQLSTATE {code})", database.message()),
+            None => database.message().to_owned(),
+        },
+        sqlx::Error::PoolTimedOut => {
+            "no connection to Postgres could be had within 10 s".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_checked_and_hides_its_password() {
+        let address = LedgerAddress::parse("postgres://ada:s3cret@db.example:5433/shop").unwrap();
+        assert_eq!(address.to_string(), "ada@db.example:5433/shop");
+        let wrong = LedgerAddress::parse("mysql://ada:s3cret@db.example/shop").unwrap_err();
+        assert!(
+            wrong.contains("\"mysql\"") && !wrong.contains("s3cret"),
+            "{wrong}"
+        );
+        let wrong = LedgerAddress::parse("ada:s3cret").unwrap_err();
+        assert!(!wrong.contains("s3cret"), "{wrong}");
+    }
+}

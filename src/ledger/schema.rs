@@ -1,0 +1,124 @@
+//! The schema's versions: `cliquet migrate` brings a database up to date, and a worker refuses one that is not.
+
+use std::borrow::Cow;
+
+use sqlx::{
+    Connection, PgConnection, Row, SqlSafeStr,
+    migrate::{Migrate, Migration, MigrationType, Migrator},
+};
+
+use super::{LedgerError, connect::LedgerAddress};
+
+/// Forward-only, one intent each, each safe while the previous binary still runs.
+const MIGRATIONS: [(i64, &str, &str); 3] = [
+    (
+        1,
+        "jobs and tasks",
+        include_str!("../../migrations/0001_jobs_and_tasks.sql"),
+    ),
+    (
+        2,
+        "failures",
+        include_str!("../../migrations/0002_failures.sql"),
+    ),
+    (
+        3,
+        "workers",
+        include_str!("../../migrations/0003_workers.sql"),
+    ),
+];
+
+/// In cliquet's own schema, since the database is the user's and may keep sqlx migrations of its own.
+const TABLE: &str = "cliquet.migrations";
+
+/// One migration and whether this database has it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct MigrationState {
+    /// 1, 2, 3 …
+    pub version: i64,
+    /// What it brings.
+    pub description: &'static str,
+    /// Whether this call applied it (`true`) or found it applied (`false`).
+    pub applied_now: bool,
+}
+
+/// Applies what is missing, in order; serialised between processes by an advisory lock.
+///
+/// # Errors
+/// [`LedgerError::Unavailable`] when Postgres cannot be reached, [`LedgerError::Schema`] when a migration fails, was
+/// changed since, or the database is newer than this binary.
+pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, LedgerError> {
+    let mut connection = open(address).await?;
+    let before = applied(&mut connection).await?;
+    let migrations = MIGRATIONS.map(|(version, description, sql)| {
+        Migration::new(
+            version,
+            Cow::Borrowed(description),
+            MigrationType::Simple,
+            sql.into_sql_str(),
+            false,
+        )
+    });
+    let mut migrator = Migrator::with_migrations(migrations.to_vec());
+    migrator.dangerous_set_table_name(TABLE);
+    migrator.create_schema("cliquet");
+    migrator.run(&mut connection).await.map_err(|error| {
+        LedgerError::Schema(format!(
+            "the migrations of {address} failed: {error}; nothing of the failed one was kept"
+        ))
+    })?;
+    Ok(MIGRATIONS
+        .map(|(version, description, _)| MigrationState {
+            version,
+            description,
+            applied_now: !before.contains(&version),
+        })
+        .to_vec())
+}
+
+/// Whether this database is migrated for this binary. One that is newer is accepted: migrations are safe under the
+/// previous binary.
+///
+/// # Errors
+/// [`LedgerError::Schema`] naming what is missing and the command that brings it; [`LedgerError::Unavailable`].
+pub async fn check(address: &LedgerAddress) -> Result<(), LedgerError> {
+    let mut connection = open(address).await?;
+    let applied = applied(&mut connection).await?;
+    let missing: Vec<_> = MIGRATIONS
+        .iter()
+        .filter(|(version, ..)| !applied.contains(version))
+        .map(|(version, description, _)| format!("{version} ({description})"))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(LedgerError::Schema(format!(
+        "the database {address} is not migrated: missing {}. Run `cliquet migrate` with the same DATABASE_URL",
+        missing.join(", ")
+    )))
+}
+
+async fn open(address: &LedgerAddress) -> Result<PgConnection, LedgerError> {
+    PgConnection::connect_with(&address.options("schema"))
+        .await
+        .map_err(|error| LedgerError::unavailable(address, &error))
+}
+
+async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, LedgerError> {
+    let failed = |error: sqlx::Error| LedgerError::Schema(super::connect::sentence(&error));
+    let exists: bool = sqlx::query("SELECT to_regclass('cliquet.migrations') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(failed)?;
+    if !exists {
+        return Ok(Vec::new());
+    }
+    let applied = connection
+        .list_applied_migrations(TABLE)
+        .await
+        .map_err(|error| {
+            LedgerError::Schema(format!("the list of migrations cannot be read: {error}"))
+        })?;
+    Ok(applied.iter().map(|migration| migration.version).collect())
+}
