@@ -1,3 +1,4 @@
 //! cliquet
+pub mod broker;
 pub mod job;
 pub mod retry;
