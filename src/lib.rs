@@ -1,4 +1,5 @@
 //! cliquet
+pub mod broker;
 pub mod config;
 pub mod job;
 pub mod ledger;
