@@ -5,4 +5,6 @@ pub mod job;
 pub mod ledger;
 pub mod retry;
 pub mod task;
+pub mod worker;
 pub use task::{Handler, TaskContext, TaskError};
+pub use worker::Worker;

@@ -11,7 +11,7 @@ use super::{
     Holder,
     connect::{Recovery, sentence},
     lane::Verb,
-    transaction::discard,
+    transaction::{discard, give_back},
 };
 use crate::job::{Epoch, JobId, Position};
 
@@ -245,7 +245,10 @@ impl Advance {
             .await;
         match written {
             Ok(Some(_)) => match sqlx::raw_sql("COMMIT").execute(&mut *transaction).await {
-                Ok(_) => Committed::Yes,
+                Ok(_) => {
+                    give_back(transaction);
+                    Committed::Yes
+                }
                 Err(error) => {
                     discard(Some(transaction));
                     match error {
@@ -270,11 +273,8 @@ impl Advance {
 
 /// Ends a handler's transaction after a failure that left its connection in order.
 pub(crate) async fn roll_back(mut transaction: PoolConnection<Postgres>) {
-    if sqlx::raw_sql("ROLLBACK")
-        .execute(&mut *transaction)
-        .await
-        .is_err()
-    {
-        discard(Some(transaction));
+    match sqlx::raw_sql("ROLLBACK").execute(&mut *transaction).await {
+        Ok(_) => give_back(transaction),
+        Err(_) => discard(Some(transaction)),
     }
 }

@@ -23,8 +23,8 @@ pub(crate) struct Owed {
 pub(crate) enum What {
     /// Enqueued in SQL, never sent.
     Enqueued,
-    /// Due, and nobody has claimed it since.
-    Overdue,
+    /// Due for so long, and nobody has claimed it since.
+    Overdue { by: Duration },
     /// Its holder is dead, and no redelivery has brought it to anybody.
     Abandoned,
     /// Given up, and its copy in the dead queue is not known to be confirmed.
@@ -37,13 +37,14 @@ const ALONE: &str = "SELECT pg_try_advisory_lock(x'636c7172'::int4, hashtext($1)
 /// Each part is bounded and rests on a small partial index; the holders of dead workers are looked up only when there are
 /// dead workers that have not been looked after.
 const OWED: &str = r"
-(SELECT job.id, job.generation, CASE WHEN job.sent < 0 THEN 'enqueued' ELSE 'overdue' END AS what
+(SELECT job.id, job.generation, CASE WHEN job.sent < 0 THEN 'enqueued' ELSE 'overdue' END AS what,
+        extract(epoch FROM clock_timestamp() - job.next_attempt_at)::float8 AS overdue
    FROM cliquet.jobs job
   WHERE job.next_attempt_at IS NOT NULL AND job.queue = $1
     AND job.next_attempt_at < clock_timestamp() - CASE WHEN job.sent < 0 THEN interval '0' ELSE make_interval(secs => $2) END
   ORDER BY job.next_attempt_at LIMIT 500)
 UNION ALL
-(SELECT job.id, job.generation, 'unparked'
+(SELECT job.id, job.generation, 'unparked', 0::float8
    FROM cliquet.jobs job
   WHERE job.sent < job.generation AND job.status = 'FAILED' AND job.queue = $1
     AND job.finished_at < clock_timestamp() - make_interval(secs => $2)
@@ -95,7 +96,9 @@ impl Reconciling {
             let what = match row.try_get("what")? {
                 "enqueued" => What::Enqueued,
                 "unparked" => What::Unparked,
-                _ => What::Overdue,
+                _ => What::Overdue {
+                    by: Duration::try_from_secs_f64(row.try_get("overdue")?).unwrap_or_default(),
+                },
             };
             Ok(Owed {
                 job: JobId(row.try_get("id")?),

@@ -6,6 +6,7 @@ mod connect;
 mod due;
 mod fail;
 mod lane;
+mod message;
 mod presence;
 mod release;
 mod schema;
@@ -18,6 +19,7 @@ use sqlx::PgPool;
 use tokio::time::sleep;
 
 pub use connect::LedgerAddress;
+pub use message::{StoredMessage, message};
 pub use schema::{MigrationState, check, migrate};
 pub use transaction::{HandlerTransaction, Transaction};
 
@@ -26,10 +28,10 @@ pub(crate) use claim::{Answer, Claim, Claimed, Way};
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
 pub(crate) use presence::{About, Presence};
-pub(crate) use release::Release;
+use release::Release;
 
 use crate::{
-    job::{Generation, JobId},
+    job::{Epoch, Generation, JobId},
     retry::RetryPolicy,
 };
 
@@ -120,13 +122,18 @@ impl Ledger {
     }
 
     /// An attempt is cut short and does not count.
-    pub(crate) async fn release(&self, stand: Stand) -> Result<Written, LedgerError> {
-        self.lanes.write(Release { stand }).await
+    pub(crate) async fn release(&self, job: JobId, epoch: Epoch) -> Result<Written, LedgerError> {
+        self.lanes.write(Release { job, epoch }).await
     }
 
     /// A copy of this generation is confirmed; nobody waits for this.
     pub(crate) fn sent(&self, job: JobId, generation: Generation) {
         self.lanes.mention(sent::Sent { job, generation });
+    }
+
+    /// The job's message as it would be published now.
+    pub(crate) async fn message(&self, job: JobId) -> Result<Option<StoredMessage>, LedgerError> {
+        message(&self.pool, job).await
     }
 
     /// What became of a commit whose answer was lost, asked until Postgres says; `None` when it was rolled back and the

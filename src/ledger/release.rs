@@ -5,29 +5,26 @@
 
 use sqlx::{PgConnection, Row};
 
-use super::{
-    Holder,
-    advance::{Stand, Written},
-    lane::Verb,
-};
-use crate::job::JobId;
+use super::{Holder, advance::Written, lane::Verb};
+use crate::job::{Epoch, JobId};
 
 /// The job is handed back in the middle of an attempt.
 #[derive(Debug)]
 pub(crate) struct Release {
-    pub(crate) stand: Stand,
+    pub(crate) job: JobId,
+    pub(crate) epoch: Epoch,
 }
 
 const RELEASE: &str = r"
 WITH v AS (
-    SELECT * FROM unnest($1::uuid[], $2::int4[], $3::int8[]) AS v (job_id, position, epoch)
+    SELECT * FROM unnest($1::uuid[], $2::int8[]) AS v (job_id, epoch)
 ), ended AS (
     UPDATE cliquet.jobs job SET status = 'PENDING', holder = NULL, next_attempt_at = clock_timestamp()
       FROM v WHERE job.id = v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
     RETURNING v.*
 ), handed_back AS (
     UPDATE cliquet.tasks task SET status = 'PENDING', attempt = task.attempt - 1, started_at = NULL
-      FROM ended WHERE task.job_id = ended.job_id AND task.position = ended.position AND task.status = 'PROCESSING'
+      FROM ended WHERE task.job_id = ended.job_id AND task.status = 'PROCESSING'
                    AND task.epoch = ended.epoch
 )
 SELECT ended.job_id FROM ended";
@@ -36,7 +33,7 @@ impl Verb for Release {
     type Answer = Written;
 
     fn job(&self) -> JobId {
-        self.stand.job
+        self.job
     }
 
     /// A release that changes no row is either repeated or fenced; its caller does the same after both: the next claim decides.
@@ -45,19 +42,13 @@ impl Verb for Release {
         _holder: &Holder,
         group: &[&Self],
     ) -> Result<Vec<Option<Written>>, sqlx::Error> {
-        let ids: Vec<_> = group.iter().map(|release| release.stand.job.0).collect();
+        let ids: Vec<_> = group.iter().map(|release| release.job.0).collect();
         let rows = sqlx::query(RELEASE)
             .bind(&ids)
             .bind(
                 group
                     .iter()
-                    .map(|release| release.stand.position)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|release| release.stand.epoch.0)
+                    .map(|release| release.epoch.0)
                     .collect::<Vec<_>>(),
             )
             .fetch_all(connection)
