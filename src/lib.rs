@@ -1,4 +1,5 @@
 //! cliquet
+pub mod handlers;
 pub mod job;
 pub mod ledger;
 pub mod retry;
