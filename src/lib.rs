@@ -172,6 +172,7 @@
 
 pub mod broker;
 pub mod config;
+pub mod handlers;
 pub mod job;
 pub mod ledger;
 pub mod retry;
