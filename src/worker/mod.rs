@@ -78,7 +78,7 @@ impl Worker {
         let Begun {
             crew,
             presence,
-            mut consumer,
+            consumer,
         } = begun;
         let background = CancellationToken::new();
         let heartbeat = tokio::spawn(heartbeat::beat(

@@ -37,7 +37,7 @@ fn task_after(result: Box<RawValue>) -> TaskContext {
         .connect_lazy("postgres://nobody@127.0.0.1:1/none")
         .unwrap();
     TaskContext {
-        job: JobInHand::new(message, results),
+        job: JobInHand::new(message.into(), results),
         position: 2,
         attempt: 3,
         state: Default::default(),
