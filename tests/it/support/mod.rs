@@ -1,5 +1,7 @@
 //! What the tests share: where the services are, and queues of one's own that are gone afterwards.
 
+pub mod stage;
+
 use std::{future::Future, path::PathBuf, process::Command, time::Duration};
 
 use cliquet::{
@@ -22,7 +24,6 @@ pub fn amqp_url() -> String {
 }
 
 /// The database of the tests.
-#[allow(dead_code, reason = "for the tests of the ledger")]
 pub fn database_url() -> String {
     variable("DATABASE_URL")
 }
@@ -201,7 +202,6 @@ impl Queues {
             .unwrap();
     }
 
-    #[allow(dead_code, reason = "for tests of the worker")]
     pub async fn purge(&self, place: Place) {
         self.channel()
             .await
