@@ -3,5 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broker;
+mod death;
+mod order;
 mod resume;
+mod retry;
 mod support;
