@@ -49,7 +49,8 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
     }
 }
 
-/// `deploy/dev rabbitmqctl ARGS`: on the tests' own broker, so that nothing else is touched. Standard output.
+/// What `rabbitmqctl ARGS` prints about the tests' broker: by `deploy/dev rabbitmqctl`, or by the program that
+/// `CLIQUET_RABBITMQCTL` names when the broker is not one of deploy/dev's.
 pub fn rabbitmqctl(args: &[&str]) -> String {
     let dev = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/dev");
     let mut command = match std::env::var_os("CLIQUET_RABBITMQCTL") {
