@@ -5,6 +5,8 @@
 mod broker;
 mod death;
 mod order;
+mod outage;
+mod repair;
 mod resume;
 mod retry;
 mod support;

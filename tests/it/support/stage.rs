@@ -144,6 +144,7 @@ pub struct Stage {
     pub database: String,
     pub pool: PgPool,
     name: String,
+    server: String,
 }
 
 impl Stage {
@@ -152,11 +153,16 @@ impl Stage {
     }
 
     pub async fn with_ladder(delays: &[&str]) -> Self {
+        Self::on(&amqp_url(), &database_url(), delays).await
+    }
+
+    /// On services of one's own.
+    pub async fn on(amqp_url: &str, database_url: &str, delays: &[&str]) -> Self {
         tell();
-        let queues = Queues::with_ladder(delays).await;
+        let queues = Queues::on(amqp_url, delays).await;
         queues.declare().await;
         let name = format!("cliquet_test_{}", Uuid::new_v4().simple());
-        let mut admin = PgConnection::connect(&database_url())
+        let mut admin = PgConnection::connect(database_url)
             .await
             .unwrap_or_else(|error| {
                 panic!("Postgres at DATABASE_URL does not answer ({error}): run `deploy/dev up`")
@@ -165,7 +171,7 @@ impl Stage {
             .execute(&mut admin)
             .await
             .unwrap();
-        let mut url = url::Url::parse(&database_url()).unwrap();
+        let mut url = url::Url::parse(database_url).unwrap();
         url.set_path(&name);
         let database = url.to_string();
         ledger::migrate(&LedgerAddress::parse(&database).unwrap())
@@ -183,6 +189,7 @@ impl Stage {
             database,
             pool,
             name,
+            server: database_url.to_owned(),
         }
     }
 
@@ -196,6 +203,7 @@ impl Stage {
             .iter()
             .map(|rung| rung.delay());
         quick(
+            &self.queues.amqp_url,
             &self.database,
             &self.queues.name(Place::Work),
             Ladder::new(ladder).unwrap(),
@@ -224,6 +232,7 @@ impl Stage {
                 "--nocapture",
                 "--test-threads=1",
             ])
+            .env("STAGE_AMQP", &self.queues.amqp_url)
             .env("STAGE_DATABASE", &self.database)
             .env("STAGE_QUEUE", self.queues.name(Place::Work))
             .env("STAGE_LADDER", ladder.join(","))
@@ -356,9 +365,9 @@ impl Stage {
 }
 
 /// Settings that make a test quick. The worker is called as its queue, so that its connections can be told from others'.
-fn quick(database: &str, queue: &str, ladder: Ladder) -> Config {
+fn quick(amqp_url: &str, database: &str, queue: &str, ladder: Ladder) -> Config {
     Config {
-        amqp_url: amqp_url(),
+        amqp_url: amqp_url.to_owned(),
         database_url: database.to_owned(),
         queue: queue.to_owned(),
         name: queue.to_owned(),
@@ -413,6 +422,7 @@ async fn a_worker_process() {
         .map(str::to_owned)
         .collect();
     let mut config = quick(
+        &variable("STAGE_AMQP"),
         &database,
         &variable("STAGE_QUEUE"),
         Ladder::try_from(ladder).unwrap(),
@@ -485,14 +495,14 @@ pub fn body(id: Uuid, scenario: &str) -> Vec<u8> {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let name = self.name.clone();
+        let (name, server) = (self.name.clone(), self.server.clone());
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                if let Ok(mut admin) = PgConnection::connect(&database_url()).await {
+                if let Ok(mut admin) = PgConnection::connect(&server).await {
                     let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
                     let _ = sqlx::raw_sql(sqlx::AssertSqlSafe(drop))
                         .execute(&mut admin)
