@@ -1,0 +1,33 @@
+//! RabbitMQ: the only place that speaks AMQP.
+//!
+//! In reading order:
+//!
+//! - `topology` — every queue, its role and its arguments: the whole story of the broker in one table.
+//! - `address` — where the broker is: a checked AMQP URL that never shows its password.
+//! - `connect` — opening a connection, what a refusal means, and the words that are logged while the broker is away.
+//! - `delivery` — one message at this worker: its body, its marks, and the two ways to settle it.
+//! - `consume` — deliveries from the work queue, across reconnects, on a connection that never publishes.
+//! - `letter` — one message to be sent: fresh, or the copy of a delivery.
+//! - `publish` — confirmed sends, on a connection of their own: a broker that blocks publishers still takes acknowledgements.
+//!
+//! What is absent on purpose: no type of the AMQP client leaves this folder; the client's own recovery is off, since
+//! a stream that neither ends nor fails while the broker is away cannot be reported; nothing here decides whether a
+//! delivery is acknowledged.
+
+mod address;
+mod connect;
+mod consume;
+mod delivery;
+mod error;
+mod letter;
+mod publish;
+mod topology;
+
+pub use address::Address;
+pub use connect::Identity;
+pub use consume::Consumer;
+pub use delivery::{Delivery, Marks, Settled};
+pub use error::{BrokerError, SendError};
+pub use letter::Letter;
+pub use publish::Publisher;
+pub use topology::{Place, QueueSpec, Topology};
