@@ -320,7 +320,7 @@ impl Loading<'_> {
             let place = self.at(key.span().start);
             self.complaints.push(format!(
                 "{place}`{name}` is {}; expected a section: [{name}]",
-                value.get_ref().type_str()
+                kind(value.get_ref())
             ));
         }
         table

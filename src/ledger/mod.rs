@@ -1,10 +1,17 @@
 //! Postgres: the single source of truth, and the only place that writes SQL.
 
+mod cancel;
 mod connect;
+mod read;
 mod schema;
 mod transaction;
 
+pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
 pub use connect::LedgerAddress;
+pub use read::{
+    CurrentTask, FailureView, JobDetail, JobFilter, JobProgress, JobSummary, LedgerMessage, Reads,
+    TaskView,
+};
 pub use schema::{MigrationState, check, migrate};
 pub use transaction::{HandlerTransaction, Transaction};
 
