@@ -193,7 +193,7 @@ impl Config {
             (
                 "patience",
                 self.patience,
-                (self.heartbeat * 2).max(some)..=HOUR,
+                (self.heartbeat * 3).max(some)..=HOUR,
             ),
             ("hand_over_after", self.hand_over_after, some..=DAY),
             ("reconcile_every", self.reconcile_every, some..=HOUR),
@@ -205,7 +205,7 @@ impl Config {
                     format_duration(*allowed.end()),
                 );
                 let why = if key == "patience" {
-                    " (at least two heartbeats)"
+                    " (at least three heartbeats)"
                 } else {
                     ""
                 };
@@ -304,7 +304,7 @@ mod tests {
             "{sentences}"
         );
         assert!(
-            sentences.contains("`patience` is 3s; expected 4s to 1h"),
+            sentences.contains("`patience` is 3s; expected 6s to 1h"),
             "{sentences}"
         );
     }

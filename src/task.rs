@@ -152,12 +152,12 @@ pub struct TaskResult {
 /// A job as one run of it sees it: the message, and the results so far.
 #[derive(Debug)]
 pub(crate) struct JobInHand {
-    pub(crate) message: JobMessage,
+    pub(crate) message: Arc<JobMessage>,
     results: RwLock<Vec<TaskResult>>,
 }
 
 impl JobInHand {
-    pub(crate) fn new(message: JobMessage, results: Vec<TaskResult>) -> Arc<Self> {
+    pub(crate) fn new(message: Arc<JobMessage>, results: Vec<TaskResult>) -> Arc<Self> {
         Arc::new(Self {
             message,
             results: RwLock::new(results),
@@ -515,6 +515,12 @@ impl Registry {
 
     pub(crate) fn get(&self, name: &str) -> Option<&Registered> {
         self.0.get(name)
+    }
+
+    pub(crate) fn options(&self) -> impl Iterator<Item = (&str, HandlerOptions)> {
+        self.0
+            .iter()
+            .map(|(name, registered)| (name.as_str(), registered.options))
     }
 
     pub(crate) fn names(&self) -> Vec<&str> {

@@ -21,8 +21,8 @@ pub enum BrokerError {
         /// What the broker said.
         sentence: String,
     },
-    /// A queue exists with other arguments than cliquet needs.
-    #[error("the queue `{queue}` exists with other arguments: {sentence}. {remedy}")]
+    /// A queue exists with other arguments than cliquet needs, or cannot be made with them.
+    #[error("the queue `{queue}` is not as cliquet needs it: {sentence}. {remedy}")]
     Mismatch {
         /// The queue.
         queue: String,
@@ -106,6 +106,6 @@ pub enum SendError {
 impl SendError {
     /// Whether sending the same letter again may succeed.
     pub fn again_helps(&self) -> bool {
-        !matches!(self, Self::TooLarge { .. })
+        !matches!(self, Self::TooLarge { .. } | Self::Cancelled { .. })
     }
 }

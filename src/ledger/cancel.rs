@@ -112,7 +112,7 @@ async fn lock_jobs(
 ) -> Result<Vec<(JobId, Cancelled)>, sqlx::Error> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let rows = sqlx::query(
-        "SELECT id, status::text FROM cliquet.jobs WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+        "SELECT id, status::text FROM cliquet.jobs WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
     )
     .bind(ids)
     .fetch_all(connection)
@@ -158,7 +158,7 @@ async fn lock_current_tasks(
         "SELECT t.position
          FROM unnest($1::uuid[]) AS j (id)
          CROSS JOIN LATERAL (SELECT position FROM cliquet.tasks WHERE job_id = j.id AND status <> 'SUCCESS'
-                             ORDER BY position LIMIT 1 FOR UPDATE) t",
+                             ORDER BY position LIMIT 1 FOR NO KEY UPDATE) t",
     )
     .bind(live)
     .execute(connection)

@@ -1,19 +1,45 @@
 //! Postgres: the single source of truth, and the only place that writes SQL.
 
+mod advance;
 mod cancel;
+mod claim;
 mod connect;
+mod due;
+mod fail;
+mod lane;
+mod message;
+mod presence;
 mod read;
+mod release;
 mod schema;
+mod sent;
 mod transaction;
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::PgPool;
+use tokio::time::sleep;
 
 pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
 pub use connect::LedgerAddress;
+pub use message::{StoredMessage, message};
 pub use read::{
-    CurrentTask, FailureView, JobDetail, JobFilter, JobProgress, JobSummary, LedgerMessage, Reads,
-    TaskView,
+    CurrentTask, FailureView, JobDetail, JobFilter, JobProgress, JobSummary, Reads, TaskView,
 };
 pub use schema::{MigrationState, check, migrate};
 pub use transaction::{HandlerTransaction, Transaction};
+
+pub(crate) use advance::{Advance, Committed, Next, Stand, Written, roll_back};
+pub(crate) use claim::{Answer, Claim, Claimed, Way};
+pub(crate) use due::{Owed, Reconciling, What};
+pub(crate) use fail::Fail;
+pub(crate) use presence::{About, Presence};
+use release::Release;
+
+use crate::{
+    job::{Epoch, Generation, JobId},
+    retry::RetryPolicy,
+};
 
 /// What went wrong with the ledger, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
@@ -38,5 +64,98 @@ impl LedgerError {
             "Postgres at {address} cannot be used: {}",
             connect::sentence(error)
         ))
+    }
+}
+
+/// This process as the ledger knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// `cliquet.workers.id`.
+    pub(crate) id: i64,
+    /// As people call it.
+    pub(crate) name: String,
+    /// The work queue it serves.
+    pub(crate) queue: String,
+}
+
+/// The ledger as a worker uses it: one method a verb. Each returns only when its outcome is known.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    lanes: lane::Lanes,
+    pool: PgPool,
+    holder: Arc<Holder>,
+}
+
+impl Ledger {
+    /// A ledger written as `holder`, through `lanes` connections with group commit; handlers' transactions have
+    /// `handler_connections` of their own.
+    pub(crate) fn open(
+        address: &LedgerAddress,
+        holder: Arc<Holder>,
+        lanes: usize,
+        handler_connections: u32,
+    ) -> Self {
+        let pool = address.pool(&format!("{} handlers", holder.name), handler_connections);
+        let (lanes, _running) = lane::Lanes::start(address, &holder, lanes);
+        Self {
+            lanes,
+            pool,
+            holder,
+        }
+    }
+
+    pub(crate) fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Who owns this job now?
+    pub(crate) async fn claim(&self, claim: Claim) -> Result<Answer, LedgerError> {
+        self.lanes.write(claim).await
+    }
+
+    /// A task ended well.
+    pub(crate) async fn advance(&self, advance: Advance) -> Result<Written, LedgerError> {
+        self.lanes.write(advance).await
+    }
+
+    /// An attempt failed.
+    pub(crate) async fn fail(&self, fail: Fail) -> Result<Written, LedgerError> {
+        self.lanes.write(fail).await
+    }
+
+    /// An attempt is cut short and does not count.
+    pub(crate) async fn release(&self, job: JobId, epoch: Epoch) -> Result<Written, LedgerError> {
+        self.lanes.write(Release { job, epoch }).await
+    }
+
+    /// A copy of this generation is confirmed; nobody waits for this.
+    pub(crate) fn sent(&self, job: JobId, generation: Generation) {
+        self.lanes.mention(sent::Sent { job, generation });
+    }
+
+    /// The job's message as it would be published now.
+    pub(crate) async fn message(&self, job: JobId) -> Result<Option<StoredMessage>, LedgerError> {
+        message(&self.pool, job).await
+    }
+
+    /// What became of a commit whose answer was lost, asked until Postgres says; `None` when it was rolled back and the
+    /// attempt still stands.
+    pub(crate) async fn fate(&self, stand: Stand) -> Option<Written> {
+        let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
+        let mut failures = 0;
+        loop {
+            if let Ok(mut connection) = self.pool.acquire().await {
+                match advance::fates(&mut connection, &[stand], "SUCCESS").await {
+                    Ok(fates) => return fates.first().copied().flatten(),
+                    Err(_) => transaction::discard(Some(connection)),
+                }
+            }
+            failures += 1;
+            sleep(pauses.delay(failures)).await;
+        }
     }
 }

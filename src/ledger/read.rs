@@ -1,9 +1,9 @@
-//! Reads for people: lists, one job with everything about it, and the message that a job can be sent again with.
+//! Reads for people: lists, one job with everything about it, and how far it is.
 //!
 //! Nothing here decides anything or locks a row. Whatever the ledger holds can be shown: a value that cannot be read is an
 //! error with the job's id, never a panic.
 
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{LedgerError, connect};
-use crate::job::{Epoch, Generation, JobId, JobMessage, JobStatus, Position, TaskSpec, TaskStatus};
+use crate::job::{Epoch, Generation, JobId, JobStatus, Position, TaskStatus};
 
 /// Reads of the ledger over a small pool of connections.
 #[derive(Clone, Debug)]
@@ -163,19 +163,6 @@ pub struct CurrentTask {
     pub error: Option<String>,
 }
 
-/// A job's message as it would be published now, and what the ledger says beside it.
-#[derive(Clone, Debug)]
-pub struct LedgerMessage {
-    /// The message, rebuilt; its fingerprint is that of the original.
-    pub message: JobMessage,
-    /// The present generation.
-    pub generation: Generation,
-    /// Where the job is in its life.
-    pub status: JobStatus,
-    /// The job's work queue.
-    pub queue: String,
-}
-
 impl Reads {
     /// Reads over this pool.
     pub fn new(pool: PgPool) -> Self {
@@ -256,16 +243,6 @@ impl Reads {
     /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
     pub async fn progress(&self, id: JobId) -> Result<Option<JobProgress>, LedgerError> {
         progress(&self.pool, id)
-            .await
-            .map_err(|error| unusable(&self.pool, &error))
-    }
-
-    /// The message that a job can be sent again with; `None` when the ledger does not know the id.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
-    pub async fn message(&self, id: JobId) -> Result<Option<LedgerMessage>, LedgerError> {
-        message(&self.pool, id)
             .await
             .map_err(|error| unusable(&self.pool, &error))
     }
@@ -385,59 +362,6 @@ async fn progress(pool: &PgPool, id: JobId) -> Result<Option<JobProgress>, sqlx:
     Ok(Some(JobProgress {
         job: summary(&row)?,
         task,
-    }))
-}
-
-async fn message(pool: &PgPool, id: JobId) -> Result<Option<LedgerMessage>, sqlx::Error> {
-    // What a job asks for never changes once it is inserted, so two reads agree without a transaction.
-    let Some(job) = sqlx::query(
-        "SELECT kind, payload::text AS payload, generation, status::text, queue FROM cliquet.jobs WHERE id = $1",
-    )
-    .bind(id.0)
-    .fetch_optional(pool)
-    .await?
-    else {
-        return Ok(None);
-    };
-    let rows = sqlx::query(
-        "SELECT handler, label, input::text AS input, max_attempts, timeout_ms
-         FROM cliquet.tasks WHERE job_id = $1 ORDER BY position",
-    )
-    .bind(id.0)
-    .fetch_all(pool)
-    .await?;
-    let specs = rows
-        .iter()
-        .map(|row| {
-            let max_attempts: Option<i32> = row.try_get("max_attempts")?;
-            let timeout_ms: Option<i64> = row.try_get("timeout_ms")?;
-            Ok(TaskSpec {
-                handler: row.try_get("handler")?,
-                label: row.try_get("label")?,
-                input: json(row, "input")?.unwrap_or_else(crate::job::null),
-                max_attempts: max_attempts.map(i32::unsigned_abs),
-                timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-            })
-        })
-        .collect::<Result<Vec<_>, sqlx::Error>>()?;
-    if specs.is_empty() {
-        return Err(unreadable(
-            "tasks",
-            format!("the job {id} has no rows in cliquet.tasks"),
-        ));
-    }
-    let message = JobMessage::assemble(id, job.try_get("kind")?, json(&job, "payload")?, specs)
-        .map_err(|bad| {
-            unreadable(
-                "payload",
-                format!("the message of job {id} cannot be rebuilt: {bad}"),
-            )
-        })?;
-    Ok(Some(LedgerMessage {
-        message,
-        generation: Generation(job.try_get("generation")?),
-        status: word(&job, "status")?,
-        queue: job.try_get("queue")?,
     }))
 }
 

@@ -59,8 +59,9 @@ impl HandlerTransaction {
             )
         })?;
         if open.is_none() {
-            // Into the slot before BEGIN: whoever drops this future in between leaves a connection that is then closed.
             let connection = open.insert(self.pool.acquire().await?);
+            // However this attempt ends, an open transaction must never go back to the pool: only `give_back` returns it.
+            connection.close_on_drop();
             if let Err(error) = sqlx::raw_sql("BEGIN").execute(&mut **connection).await {
                 discard(open.take());
                 return Err(error);
@@ -97,7 +98,12 @@ pub(crate) struct StillLent;
 
 /// Closes a connection whose state is unknown instead of giving it back to the pool.
 pub(crate) fn discard(connection: Option<PoolConnection<Postgres>>) {
-    if let Some(connection) = connection {
-        drop(connection.detach());
+    if let Some(mut connection) = connection {
+        connection.close_on_drop();
     }
+}
+
+/// Gives a connection in good order back to the pool, which tests it once more, off everybody's path.
+pub(crate) fn give_back(mut connection: PoolConnection<Postgres>) {
+    tokio::spawn(connection.return_to_pool());
 }

@@ -1,0 +1,385 @@
+//! Claim: a worker becomes the one holder of a job, or learns why it does not.
+//!
+//! The claim is the only way into a run: first delivery, redelivery and operator's retry all go through this statement, and
+//! it answers with the first row of the crate documentation's table that matches.
+//!
+//! Locks, in this order: the rows of `jobs` by id, then each claimed job's frontier (its first task that is not SUCCESS).
+//! Only the frontier can be written by a former holder, so raising the epoch on that one row is the whole fence, however
+//! many tasks are left. The parts of one statement share a snapshot: when the frontier has moved on since, or two claims
+//! race to insert, the row comes back without an answer and is asked again.
+//!
+//! A crash before the commit leaves nothing; after it, the job is held by a dead worker and row 9 lets the next one have it.
+//! When the answer is lost, the claim is asked again and row 8 gives the job to the same process once more.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, Row, postgres::PgRow};
+use std::{sync::Arc, time::Duration};
+
+use super::{Holder, lane::Verb};
+use crate::{
+    job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, null},
+    task::TaskResult,
+};
+
+/// What a delivery asks the ledger.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    /// The job as the message tells it; it is inserted if the ledger does not know it.
+    pub(crate) message: Arc<JobMessage>,
+    /// The generation the message carries.
+    pub(crate) generation: Generation,
+    /// The broker's flag, or the mark of a Busy copy. It only speeds a takeover.
+    pub(crate) redelivered: bool,
+    /// The epoch at which this very process runs the job now.
+    pub(crate) running: Option<Epoch>,
+}
+
+/// What the ledger answers, in the order in which it looks.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Rows 1, 2, 8, 9, 11: the job is ours from its first unfinished task on.
+    Claimed(Box<Claimed>),
+    /// The same id with another content.
+    Conflict { stored: Fingerprint },
+    /// Row 3: given up already, and the parked copy may never have been sent.
+    ParkAgain {
+        generation: Generation,
+        error: String,
+    },
+    /// Row 4: nothing is left to do.
+    Finished,
+    /// Row 5, and an older copy whose successor is known to be sent.
+    Stale,
+    /// Row 6: the successor may never have been sent; it is due after the delay.
+    Superseded {
+        generation: Generation,
+        delay: Duration,
+    },
+    /// Row 7: this process runs it at the epoch it asked with.
+    Mine,
+    /// Row 10: somebody else runs it.
+    Busy,
+}
+
+/// What a claim entitles to.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    /// Every write of this run names it.
+    pub(crate) epoch: Epoch,
+    /// The generation the run belongs to.
+    pub(crate) generation: Generation,
+    /// The first task that is not SUCCESS; it is PROCESSING now.
+    pub(crate) position: Position,
+    /// The number of the attempt that begins.
+    pub(crate) attempt: u32,
+    /// How often a worker died in this task.
+    pub(crate) crashes: u32,
+    /// How we came to it.
+    pub(crate) way: Way,
+    /// The results of the tasks before.
+    pub(crate) results: Vec<TaskResult>,
+}
+
+/// Which row of the table gave us the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Row 1: nobody knew it.
+    New,
+    /// Row 2: it was given up, and an operator sends it again.
+    Retried,
+    /// Row 8: we held it, but did not know.
+    Regained,
+    /// Row 9: its holder is dead.
+    TakenOver,
+    /// Row 11: it was waiting.
+    Resumed,
+}
+
+const CLAIM: &str = r"
+WITH asked AS (
+    SELECT * FROM unnest($1::uuid[], $2::int8[], $3::bool[], $4::int8[], $5::bytea[], $6::text[], $7::text[], $8::int4[])
+        AS asked (id, generation, redelivered, running, fingerprint, kind, payload, total)
+), known AS MATERIALIZED (
+    SELECT job.id, job.status, job.epoch, job.generation, job.sent, job.holder, job.error, job.next_attempt_at,
+           job.fingerprint, asked.fingerprint AS asked_fingerprint, asked.generation AS asked_generation,
+           asked.redelivered, asked.running
+      FROM asked JOIN cliquet.jobs job ON job.id = asked.id
+     ORDER BY job.id
+       FOR NO KEY UPDATE OF job
+), verdict AS MATERIALIZED (
+    SELECT known.*,
+           CASE WHEN known.fingerprint <> known.asked_fingerprint THEN 'conflict'
+                WHEN known.status = 'FAILED' AND known.asked_generation >= known.generation THEN 'retried'
+                WHEN known.status = 'FAILED' AND known.sent >= known.generation THEN 'stale'
+                WHEN known.status = 'FAILED' THEN 'park_again'
+                WHEN known.status IN ('SUCCESS', 'CANCELLED') THEN 'finished'
+                WHEN known.asked_generation < known.generation AND (known.holder IS NOT NULL OR known.sent >= known.generation) THEN 'stale'
+                WHEN known.asked_generation < known.generation THEN 'superseded'
+                WHEN known.holder = $9 AND known.epoch = known.running THEN 'mine'
+                WHEN known.holder = $9 THEN 'regained'
+                WHEN known.holder IS NULL THEN 'resumed'
+                WHEN worker.id IS NULL OR worker.stopped_at IS NOT NULL OR worker.seen_at < clock_timestamp() - worker.patience THEN 'taken_over'
+                WHEN known.redelivered AND worker.locked_at > pg_postmaster_start_time()
+                     AND pg_try_advisory_xact_lock_shared(worker.lock_key) THEN 'taken_over'
+                ELSE 'busy' END AS answer
+      FROM known LEFT JOIN cliquet.workers worker ON worker.id = known.holder
+), frontier AS MATERIALIZED (
+    SELECT verdict.id, verdict.epoch, verdict.answer, verdict.asked_generation, task.*
+      FROM verdict CROSS JOIN LATERAL (
+          SELECT task.position, task.status, task.attempt, task.crashes, task.started_at
+            FROM cliquet.tasks task
+           WHERE task.job_id = verdict.id AND task.status <> 'SUCCESS'
+           ORDER BY task.position LIMIT 1) task
+     WHERE verdict.answer IN ('retried', 'regained', 'resumed', 'taken_over')
+), begun AS (
+    UPDATE cliquet.tasks task
+       SET status = 'PROCESSING', epoch = frontier.epoch + 1, started_at = clock_timestamp(), finished_at = NULL, error = NULL,
+           attempt = CASE WHEN frontier.answer = 'retried' THEN 1
+                          WHEN task.status = 'PROCESSING' THEN task.attempt
+                          ELSE task.attempt + 1 END,
+           crashes = CASE WHEN frontier.answer = 'retried' THEN 0
+                          WHEN frontier.answer = 'taken_over' AND task.status = 'PROCESSING' THEN task.crashes + 1
+                          ELSE task.crashes END
+      FROM frontier
+     WHERE task.job_id = frontier.id AND task.position = frontier.position AND task.status <> 'SUCCESS'
+    RETURNING task.job_id, task.position, task.attempt, task.crashes, frontier.answer, frontier.asked_generation,
+              frontier.epoch AS former_epoch, frontier.started_at AS crashed_from, task.crashes > frontier.crashes AS crashed
+), held AS (
+    UPDATE cliquet.jobs job
+       SET status = 'PROCESSING', holder = $9, epoch = job.epoch + 1, generation = greatest(job.generation, begun.asked_generation),
+           attempts = job.attempts + 1, started_at = coalesce(job.started_at, clock_timestamp()),
+           finished_at = NULL, next_attempt_at = NULL, error = NULL
+      FROM begun WHERE job.id = begun.job_id
+    RETURNING job.id, job.epoch, job.generation, begun.answer, begun.position, begun.attempt, begun.crashes
+), crashed AS (
+    INSERT INTO cliquet.failures (job_id, position, epoch, attempt, worker, error, started_at)
+    SELECT begun.job_id, begun.position, begun.former_epoch, begun.attempt, coalesce(worker.name, 'unknown'),
+           'the worker died, or was cut off, while it ran this task', begun.crashed_from
+      FROM begun JOIN verdict ON verdict.id = begun.job_id LEFT JOIN cliquet.workers worker ON worker.id = verdict.holder
+     WHERE begun.crashed
+    ON CONFLICT DO NOTHING
+), created AS (
+    INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, started_at)
+    SELECT asked.id, $10, asked.kind, asked.payload::json, asked.fingerprint, asked.total, 'PROCESSING', 1,
+           asked.generation, asked.generation, $9, 1, clock_timestamp()
+      FROM asked WHERE asked.id NOT IN (SELECT known.id FROM known)
+     ORDER BY asked.id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, generation
+), created_tasks AS (
+    INSERT INTO cliquet.tasks (job_id, position, handler, label, input, max_attempts, timeout_ms, status, epoch, attempt, started_at)
+    SELECT task.job_id, task.position, task.handler, task.label, task.input::json, task.max_attempts, task.timeout_ms,
+           CASE WHEN task.position = 1 THEN 'PROCESSING' ELSE 'PENDING' END::cliquet.task_status,
+           CASE WHEN task.position = 1 THEN 1 ELSE 0 END, CASE WHEN task.position = 1 THEN 1 ELSE 0 END,
+           CASE WHEN task.position = 1 THEN clock_timestamp() END
+      FROM unnest($11::uuid[], $12::int4[], $13::text[], $14::text[], $15::text[], $16::int4[], $17::int8[])
+               AS task (job_id, position, handler, label, input, max_attempts, timeout_ms)
+     WHERE (task.job_id IN (SELECT created.id FROM created)) IS TRUE
+)
+SELECT created.id, 'new' AS answer, 1::int8 AS epoch, created.generation, 1::int4 AS position, 1::int4 AS attempt, 0::int4 AS crashes,
+       NULL::text AS results, NULL::bytea AS fingerprint, NULL::text AS error, NULL::float8 AS delay
+  FROM created
+UNION ALL
+SELECT held.id, held.answer, held.epoch, held.generation, held.position, held.attempt, held.crashes,
+       CASE WHEN held.position > 1 THEN (
+           SELECT json_agg(json_build_object('position', task.position, 'handler', task.handler, 'result', task.result) ORDER BY task.position)::text
+             FROM cliquet.tasks task WHERE task.job_id = held.id AND task.position < held.position) END,
+       NULL, NULL, NULL
+  FROM held
+UNION ALL
+SELECT verdict.id, verdict.answer, verdict.epoch, verdict.generation, NULL, NULL, NULL, NULL, verdict.fingerprint, verdict.error,
+       extract(epoch FROM verdict.next_attempt_at - clock_timestamp())::float8
+  FROM verdict WHERE verdict.answer NOT IN ('retried', 'regained', 'resumed', 'taken_over')
+";
+
+impl Verb for Claim {
+    type Answer = Answer;
+
+    fn job(&self) -> JobId {
+        self.message.id
+    }
+
+    async fn write(
+        connection: &mut PgConnection,
+        holder: &Holder,
+        group: &[&Self],
+    ) -> Result<Vec<Option<Answer>>, sqlx::Error> {
+        let ids: Vec<_> = group.iter().map(|claim| claim.message.id.0).collect();
+        let tasks = || {
+            group.iter().flat_map(|claim| {
+                claim
+                    .message
+                    .tasks
+                    .iter()
+                    .map(|task| (claim.message.id.0, task))
+            })
+        };
+        let positions = group
+            .iter()
+            .flat_map(|claim| 1..=claim.message.tasks.len() as Position);
+        let rows = sqlx::query(CLAIM)
+            .bind(&ids)
+            .bind(
+                group
+                    .iter()
+                    .map(|claim| claim.generation.0)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                group
+                    .iter()
+                    .map(|claim| claim.redelivered)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                group
+                    .iter()
+                    .map(|claim| claim.running.map(|epoch| epoch.0))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                group
+                    .iter()
+                    .map(|claim| &claim.message.fingerprint.0[..])
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                group
+                    .iter()
+                    .map(|claim| claim.message.kind.as_str())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                group
+                    .iter()
+                    .map(|claim| claim.message.payload.get())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                group
+                    .iter()
+                    .map(|claim| claim.message.tasks.len() as i32)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(holder.id)
+            .bind(&holder.queue)
+            .bind(tasks().map(|(id, _)| id).collect::<Vec<_>>())
+            .bind(positions.collect::<Vec<_>>())
+            .bind(
+                tasks()
+                    .map(|(_, task)| task.handler.as_str())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                tasks()
+                    .map(|(_, task)| task.label.as_str())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                tasks()
+                    .map(|(_, task)| Some(task.input.get()).filter(|&input| input != "null"))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                tasks()
+                    .map(|(_, task)| task.max_attempts.map(|most| most as i32))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                tasks()
+                    .map(|(_, task)| task.timeout.map(|limit| limit.as_millis() as i64))
+                    .collect::<Vec<_>>(),
+            )
+            .fetch_all(connection)
+            .await?;
+
+        let mut answers: Vec<Option<Answer>> = ids.iter().map(|_| None).collect();
+        for row in rows {
+            let id: uuid::Uuid = row.try_get("id")?;
+            // The group is sorted by id.
+            if let Ok(index) = ids.binary_search(&id) {
+                answers[index] = Some(read(&row)?);
+            }
+        }
+        Ok(answers)
+    }
+}
+
+fn read(row: &PgRow) -> Result<Answer, sqlx::Error> {
+    let generation = || row.try_get("generation").map(Generation);
+    let error = || {
+        row.try_get("error")
+            .map(Option::<String>::unwrap_or_default)
+    };
+    let claimed = |way| {
+        Ok::<_, sqlx::Error>(Answer::Claimed(Box::new(Claimed {
+            epoch: Epoch(row.try_get("epoch")?),
+            generation: generation()?,
+            position: row.try_get("position")?,
+            attempt: row.try_get::<i32, _>("attempt")?.unsigned_abs(),
+            crashes: row.try_get::<i32, _>("crashes")?.unsigned_abs(),
+            way,
+            results: results(row.try_get("results")?)?,
+        })))
+    };
+    Ok(match row.try_get("answer")? {
+        "new" => claimed(Way::New)?,
+        "retried" => claimed(Way::Retried)?,
+        "regained" => claimed(Way::Regained)?,
+        "taken_over" => claimed(Way::TakenOver)?,
+        "resumed" => claimed(Way::Resumed)?,
+        "conflict" => {
+            let stored: Vec<u8> = row.try_get("fingerprint")?;
+            Answer::Conflict {
+                stored: Fingerprint(stored.try_into().unwrap_or([0; 32])),
+            }
+        }
+        "park_again" => Answer::ParkAgain {
+            generation: generation()?,
+            error: error()?,
+        },
+        "finished" => Answer::Finished,
+        "stale" => Answer::Stale,
+        "superseded" => {
+            let seconds: Option<f64> = row.try_get("delay")?;
+            let delay = Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
+            Answer::Superseded {
+                generation: generation()?,
+                delay,
+            }
+        }
+        "mine" => Answer::Mine,
+        _ => Answer::Busy,
+    })
+}
+
+/// The results of the tasks before the frontier, as the statement aggregates them.
+fn results(json: Option<&str>) -> Result<Vec<TaskResult>, sqlx::Error> {
+    #[derive(Deserialize)]
+    struct Stored {
+        position: Position,
+        handler: String,
+        result: Option<Box<RawValue>>,
+    }
+    let stored: Vec<Stored> = match json {
+        Some(json) => {
+            serde_json::from_str(json).map_err(|error| sqlx::Error::Decode(error.into()))?
+        }
+        None => Vec::new(),
+    };
+    Ok(stored
+        .into_iter()
+        .map(
+            |Stored {
+                 position,
+                 handler,
+                 result,
+             }| TaskResult {
+                position,
+                handler,
+                result: result.unwrap_or_else(null),
+            },
+        )
+        .collect())
+}

@@ -1,0 +1,179 @@
+//! What the ledger says is owed to the broker: the reconciler's eyes.
+//!
+//! One publish too many is harmless (it dies at the claim), one too few is a lost job; but a publish at every look would
+//! bury a long queue. So a job that is looked after is put off: it is seen again only after `patience`.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool, Row, pool::PoolConnection};
+
+use super::{Holder, LedgerError, connect::sentence};
+use crate::job::{Generation, JobId};
+
+/// A job whose message has to be sent (again).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owed {
+    pub(crate) job: JobId,
+    pub(crate) generation: Generation,
+    pub(crate) what: What,
+}
+
+/// What is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Enqueued in SQL, never sent.
+    Enqueued,
+    /// Due for so long, and nobody has claimed it since.
+    Overdue { by: Duration },
+    /// Its holder is dead, and no redelivery has brought it to anybody.
+    Abandoned,
+    /// Given up, and its copy in the dead queue is not known to be confirmed.
+    Unparked,
+}
+
+/// "clqr" and the queue's hash: one reconciler acts on a queue at a time.
+const ALONE: &str = "SELECT pg_try_advisory_lock(x'636c7172'::int4, hashtext($1))";
+
+/// Each part is bounded and rests on a small partial index; the holders of dead workers are looked up only when there are
+/// dead workers that have not been looked after.
+const OWED: &str = r"
+(SELECT job.id, job.generation, CASE WHEN job.sent < 0 THEN 'enqueued' ELSE 'overdue' END AS what,
+        extract(epoch FROM clock_timestamp() - job.next_attempt_at)::float8 AS overdue
+   FROM cliquet.jobs job
+  WHERE job.next_attempt_at IS NOT NULL AND job.queue = $1
+    AND job.next_attempt_at < clock_timestamp() - CASE WHEN job.sent < 0 THEN interval '0' ELSE make_interval(secs => $2) END
+  ORDER BY job.next_attempt_at LIMIT 500)
+UNION ALL
+(SELECT job.id, job.generation, 'unparked', 0::float8
+   FROM cliquet.jobs job
+  WHERE job.sent < job.generation AND job.status = 'FAILED' AND job.queue = $1
+    AND job.finished_at < clock_timestamp() - make_interval(secs => $2)
+  LIMIT 500)";
+
+/// Workers that are dead and may have left jobs behind.
+const DEAD: &str = r"
+SELECT id FROM cliquet.workers
+ WHERE queue = $1 AND (stopped_at IS NOT NULL OR seen_at < clock_timestamp() - patience)
+   AND coalesce(stopped_at, seen_at) > clock_timestamp() - interval '7 days' AND id <> $2";
+
+const ABANDONED: &str = r"
+SELECT job.id, job.generation FROM cliquet.jobs job
+ WHERE job.holder = ANY($1) AND job.status = 'PROCESSING' LIMIT 500";
+
+const PUT_OFF: &str = r"
+UPDATE cliquet.jobs SET next_attempt_at = clock_timestamp() + make_interval(secs => $3)
+ WHERE id = ANY($1) AND next_attempt_at IS NOT NULL AND next_attempt_at < clock_timestamp() AND queue = $2";
+
+/// The right to reconcile a queue; it ends with [`Reconciling::end`], or with the connection.
+pub(crate) struct Reconciling {
+    connection: PoolConnection<sqlx::Postgres>,
+    queue: String,
+}
+
+impl Reconciling {
+    /// Takes the right, if nobody has it now.
+    pub(crate) async fn begin(pool: &PgPool, holder: &Holder) -> Result<Option<Self>, LedgerError> {
+        let queue = holder.queue.clone();
+        let mut connection = pool.acquire().await.map_err(unavailable)?;
+        let alone: bool = sqlx::query(ALONE)
+            .bind(&queue)
+            .fetch_one(&mut *connection)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(unavailable)?;
+        Ok(alone.then_some(Self { connection, queue }))
+    }
+
+    /// What is owed now: what is due for longer than `grace`.
+    pub(crate) async fn owed(&mut self, grace: Duration) -> Result<Vec<Owed>, LedgerError> {
+        let rows = sqlx::query(OWED)
+            .bind(&self.queue)
+            .bind(grace.as_secs_f64())
+            .fetch_all(&mut *self.connection)
+            .await
+            .map_err(unavailable)?;
+        let read = |row: &sqlx::postgres::PgRow| {
+            let what = match row.try_get("what")? {
+                "enqueued" => What::Enqueued,
+                "unparked" => What::Unparked,
+                _ => What::Overdue {
+                    by: Duration::try_from_secs_f64(row.try_get("overdue")?).unwrap_or_default(),
+                },
+            };
+            Ok(Owed {
+                job: JobId(row.try_get("id")?),
+                generation: Generation(row.try_get("generation")?),
+                what,
+            })
+        };
+        rows.iter()
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map_err(unavailable)
+    }
+
+    /// Jobs whose holder is dead. This reads the whole table, so it is asked rarely.
+    pub(crate) async fn abandoned(&mut self, holder: &Holder) -> Result<Vec<Owed>, LedgerError> {
+        let connection: &mut PgConnection = &mut self.connection;
+        let dead = sqlx::query(DEAD)
+            .bind(&self.queue)
+            .bind(holder.id)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(unavailable)?;
+        let dead: Vec<i64> = dead
+            .iter()
+            .map(|row| row.try_get("id"))
+            .collect::<Result<_, _>>()
+            .map_err(unavailable)?;
+        if dead.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = sqlx::query(ABANDONED)
+            .bind(dead)
+            .fetch_all(connection)
+            .await
+            .map_err(unavailable)?;
+        let read = |row: &sqlx::postgres::PgRow| {
+            Ok(Owed {
+                job: JobId(row.try_get("id")?),
+                generation: Generation(row.try_get("generation")?),
+                what: What::Abandoned,
+            })
+        };
+        rows.iter()
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map_err(unavailable)
+    }
+
+    /// These were looked after: they are not owed again before `patience` has passed.
+    pub(crate) async fn put_off(
+        &mut self,
+        jobs: &[JobId],
+        patience: Duration,
+    ) -> Result<(), LedgerError> {
+        sqlx::query(PUT_OFF)
+            .bind(jobs.iter().map(|job| job.0).collect::<Vec<_>>())
+            .bind(&self.queue)
+            .bind(patience.as_secs_f64())
+            .execute(&mut *self.connection)
+            .await
+            .map_err(unavailable)?;
+        Ok(())
+    }
+
+    /// Lets others reconcile.
+    pub(crate) async fn end(mut self) {
+        let unlock = sqlx::query("SELECT pg_advisory_unlock(x'636c7172'::int4, hashtext($1))")
+            .bind(&self.queue);
+        if unlock.execute(&mut *self.connection).await.is_err() {
+            // A connection that may still hold the lock must not go back to the pool.
+            super::transaction::discard(Some(self.connection));
+        }
+    }
+}
+
+fn unavailable(error: sqlx::Error) -> LedgerError {
+    LedgerError::Unavailable(sentence(&error))
+}

@@ -1,0 +1,230 @@
+//! The two witnesses of a worker's life on the Postgres side: a session advisory lock held for as long as the process
+//! lives, and a heartbeat. One row a worker, however many jobs it holds.
+//!
+//! When a process is killed the kernel closes its sockets and Postgres frees the lock at once; the heartbeat's age decides
+//! where the lock cannot (a worker that hangs or is cut off). A worker that has lost the session of its lock starts no task
+//! before it has it again, since others may take its silence for its death.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{Connection, PgConnection, Row};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::{
+    Holder, LedgerError,
+    connect::{LedgerAddress, sentence},
+};
+use crate::{
+    job::{Epoch, JobId},
+    retry::RetryPolicy,
+};
+
+/// What a worker says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) name: String,
+    pub(crate) host: String,
+    pub(crate) queue: String,
+    /// Others take the worker for dead when its heartbeat is older than this.
+    pub(crate) patience: Duration,
+}
+
+/// This process in the ledger: its row, its lock, its heartbeat.
+pub(crate) struct Presence {
+    address: LedgerAddress,
+    holder: Arc<Holder>,
+    session: Option<PgConnection>,
+    present: watch::Sender<bool>,
+}
+
+/// How long a heartbeat may take before its session is given up; short, since a session that hangs is no witness.
+const NO_ANSWER: Duration = Duration::from_secs(10);
+
+const REGISTER: &str = r"
+WITH forgotten AS (
+    DELETE FROM cliquet.workers worker
+     WHERE worker.seen_at < clock_timestamp() - interval '7 days'
+       AND NOT EXISTS (SELECT 1 FROM cliquet.jobs job WHERE job.holder = worker.id AND job.status = 'PROCESSING')
+       AND worker.stopped_at IS NOT NULL
+)
+INSERT INTO cliquet.workers (name, host, pid, version, queue, patience)
+VALUES ($1, $2, $3, $4, $5, make_interval(secs => $6)) RETURNING id";
+
+/// Which of these runs are no longer ours: cancelled, or taken over.
+const BEAT: &str = r"
+WITH beat AS (
+    UPDATE cliquet.workers SET seen_at = clock_timestamp() WHERE id = $1
+)
+SELECT v.job_id, v.epoch
+  FROM unnest($2::uuid[], $3::int8[]) AS v (job_id, epoch)
+  LEFT JOIN cliquet.jobs job ON job.id = v.job_id
+ WHERE job.epoch IS DISTINCT FROM v.epoch OR job.status <> 'PROCESSING'";
+
+impl Presence {
+    /// Registers this process and takes its lock, waiting for a database that is not there yet.
+    ///
+    /// # Errors
+    /// [`LedgerError::Schema`] when the database is not migrated; nothing else ends the wait.
+    pub(crate) async fn begin(address: &LedgerAddress, about: &About) -> Result<Self, LedgerError> {
+        let pauses = RetryPolicy::reconnecting(Duration::from_secs(5));
+        let mut failures = 0;
+        loop {
+            let error = match super::check(address).await {
+                Ok(()) => match Self::register(address, about).await {
+                    Ok(presence) => {
+                        if failures > 0 {
+                            info!(database = %address, failures, "Postgres is there; the worker begins");
+                        }
+                        return Ok(presence);
+                    }
+                    Err(error) => LedgerError::unavailable(address, &error),
+                },
+                Err(LedgerError::Unavailable(sentence)) => LedgerError::Unavailable(sentence),
+                Err(schema) => return Err(schema),
+            };
+            failures += 1;
+            if failures == 1 || failures % 20 == 0 {
+                warn!(%error, failures, "waiting for Postgres");
+            }
+            sleep(pauses.delay(failures)).await;
+        }
+    }
+
+    async fn register(address: &LedgerAddress, about: &About) -> Result<Self, sqlx::Error> {
+        let mut session = open(address, &about.name).await?;
+        let row = sqlx::query(REGISTER)
+            .bind(&about.name)
+            .bind(&about.host)
+            .bind(std::process::id() as i32)
+            .bind(env!("CARGO_PKG_VERSION"))
+            .bind(&about.queue)
+            .bind(about.patience.as_secs_f64())
+            .fetch_one(&mut session)
+            .await?;
+        let holder = Holder {
+            id: row.try_get("id")?,
+            name: about.name.clone(),
+            queue: about.queue.clone(),
+        };
+        let mut presence = Self {
+            address: address.clone(),
+            holder: Arc::new(holder),
+            session: None,
+            present: watch::Sender::new(false),
+        };
+        presence.lock(session).await?;
+        Ok(presence)
+    }
+
+    pub(crate) fn holder(&self) -> Arc<Holder> {
+        self.holder.clone()
+    }
+
+    /// `true` while the lock is held.
+    pub(crate) fn watch(&self) -> watch::Receiver<bool> {
+        self.present.subscribe()
+    }
+
+    /// One heartbeat. Answers with those of the running jobs that are no longer this worker's; takes the lock again, and
+    /// waits for it, when its session was lost.
+    pub(crate) async fn beat(&mut self, running: &[(JobId, Epoch)]) -> Vec<(JobId, Epoch)> {
+        let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
+        let mut failures = 0;
+        loop {
+            let attempt = match timeout(NO_ANSWER, self.try_beat(running)).await {
+                Ok(attempt) => attempt,
+                Err(_) => Err(sqlx::Error::Protocol(format!(
+                    "no answer from Postgres for {} s",
+                    NO_ANSWER.as_secs()
+                ))),
+            };
+            match attempt {
+                Ok(lost) => {
+                    if failures > 0 {
+                        info!(
+                            failures,
+                            "the worker is present in the ledger again; tasks start"
+                        );
+                    }
+                    return lost;
+                }
+                Err(error) => {
+                    // Dropped, not closed in order: what it was doing is unknown.
+                    self.session = None;
+                    self.present.send_replace(false);
+                    failures += 1;
+                    if failures == 1 || failures % 20 == 0 {
+                        warn!(
+                            database = %self.address, error = sentence(&error), failures,
+                            "the heartbeat's session is lost; no task starts before it is back"
+                        );
+                    }
+                    sleep(pauses.delay(failures)).await;
+                }
+            }
+        }
+    }
+
+    async fn try_beat(
+        &mut self,
+        running: &[(JobId, Epoch)],
+    ) -> Result<Vec<(JobId, Epoch)>, sqlx::Error> {
+        if self.session.is_none() {
+            let session = open(&self.address, &self.holder.name).await?;
+            self.lock(session).await?;
+        }
+        let session = self.session.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        let rows = sqlx::query(BEAT)
+            .bind(self.holder.id)
+            .bind(running.iter().map(|(job, _)| job.0).collect::<Vec<_>>())
+            .bind(running.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>())
+            .fetch_all(session)
+            .await?;
+        rows.iter()
+            .map(|row| Ok((JobId(row.try_get("job_id")?), Epoch(row.try_get("epoch")?))))
+            .collect()
+    }
+
+    /// Takes the lock on this session. It can only wait for a claimer that is just trying it, which is an instant.
+    async fn lock(&mut self, mut session: PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query("SELECT pg_advisory_lock(lock_key) FROM cliquet.workers WHERE id = $1")
+            .bind(self.holder.id)
+            .fetch_optional(&mut session)
+            .await?;
+        sqlx::query("UPDATE cliquet.workers SET locked_at = clock_timestamp(), seen_at = clock_timestamp(), stopped_at = NULL WHERE id = $1")
+            .bind(self.holder.id)
+            .execute(&mut session)
+            .await?;
+        self.session = Some(session);
+        self.present.send_replace(true);
+        Ok(())
+    }
+
+    /// Says goodbye: whatever the worker still holds may be taken over at once.
+    pub(crate) async fn end(mut self) {
+        if let Some(mut session) = self.session.take() {
+            let goodbye = sqlx::query(
+                "UPDATE cliquet.workers SET stopped_at = clock_timestamp() WHERE id = $1",
+            )
+            .bind(self.holder.id)
+            .execute(&mut session);
+            if timeout(Duration::from_secs(2), goodbye).await.is_ok() {
+                let _ = timeout(Duration::from_secs(1), session.close()).await;
+            }
+        }
+    }
+}
+
+async fn open(address: &LedgerAddress, name: &str) -> Result<PgConnection, sqlx::Error> {
+    let options = address.writer_options(&format!("{name} heartbeat"));
+    timeout(
+        Duration::from_secs(10),
+        PgConnection::connect_with(&options),
+    )
+    .await
+    .map_err(|_| sqlx::Error::PoolTimedOut)?
+}

@@ -1,0 +1,45 @@
+//! Sent: the broker has confirmed the copy of this generation. Written lazily and never awaited: without it a copy is sent
+//! once more, which is harmless; with it an older copy is acknowledged plainly and the reconciler knows what is owed.
+
+use sqlx::PgConnection;
+
+use super::{Holder, lane::Verb};
+use crate::job::{Generation, JobId};
+
+/// A copy is confirmed.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) job: JobId,
+    pub(crate) generation: Generation,
+}
+
+const SENT: &str = r"
+UPDATE cliquet.jobs job SET sent = v.generation
+  FROM unnest($1::uuid[], $2::int8[]) AS v (job_id, generation)
+ WHERE job.id = v.job_id AND job.sent < v.generation";
+
+impl Verb for Sent {
+    type Answer = ();
+
+    fn job(&self) -> JobId {
+        self.job
+    }
+
+    async fn write(
+        connection: &mut PgConnection,
+        _holder: &Holder,
+        group: &[&Self],
+    ) -> Result<Vec<Option<()>>, sqlx::Error> {
+        sqlx::query(SENT)
+            .bind(group.iter().map(|sent| sent.job.0).collect::<Vec<_>>())
+            .bind(
+                group
+                    .iter()
+                    .map(|sent| sent.generation.0)
+                    .collect::<Vec<_>>(),
+            )
+            .execute(connection)
+            .await?;
+        Ok(vec![Some(()); group.len()])
+    }
+}

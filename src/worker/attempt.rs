@@ -1,0 +1,157 @@
+//! One attempt of one task: the handler runs within its time limit, and whatever it does has an outcome.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use futures::FutureExt;
+use serde_json::value::RawValue;
+use sqlx::{Postgres, pool::PoolConnection};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::Crew;
+use crate::{
+    job::{Position, TaskSpec, storable},
+    ledger::{HandlerTransaction, roll_back},
+    task::{JobInHand, TaskContext, TaskError},
+};
+use std::sync::Arc;
+
+/// The largest result that a task may answer, in bytes.
+pub(super) const MAX_RESULT_BYTES: usize = 1024 * 1024;
+
+/// How an attempt ended.
+pub(super) enum Ended {
+    /// The handler did it; its transaction, if it asked for one, is still to be committed.
+    Done {
+        result: Box<RawValue>,
+        transaction: Option<PoolConnection<Postgres>>,
+    },
+    /// It failed; nothing it wrote through its transaction is kept.
+    Failed(TaskError),
+    /// The drain's deadline came first: the attempt does not count.
+    CutShort,
+    /// The job is no longer ours.
+    Lost,
+}
+
+/// Runs the handler once.
+pub(super) async fn attempt(
+    crew: &Crew,
+    job: &Arc<JobInHand>,
+    spec: &TaskSpec,
+    position: Position,
+    attempt: u32,
+    cancellation: &CancellationToken,
+) -> Ended {
+    let Some(registered) = crew.registry.get(&spec.handler) else {
+        let known = crew.registry.names().join(", ");
+        return Ended::Failed(TaskError::retry(format!(
+            "no handler named {:?} on this worker ({}); it knows: {}",
+            spec.handler,
+            crew.ledger.holder().name,
+            if known.is_empty() { "none" } else { &known },
+        )));
+    };
+    if cancellation.is_cancelled() {
+        return Ended::Lost;
+    }
+    let transaction = HandlerTransaction::new(crew.ledger.pool().clone());
+    let task = TaskContext {
+        job: job.clone(),
+        position,
+        attempt,
+        state: crew.state.clone(),
+        cancellation: cancellation.child_token(),
+        transaction: transaction.clone(),
+    };
+    let limit = spec.timeout.or(registered.options.timeout);
+
+    // The handler owns its transaction's calls and may be dropped in the midst of one. That is why a transaction whose
+    // handler was dropped is abandoned (its connection is closed) and never used again.
+    let running = AssertUnwindSafe(async { registered.handler.run(task).await }).catch_unwind();
+    let ended = tokio::select! {
+        biased;
+        outcome = running => match outcome {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(error)) => {
+                if let Ok(Some(open)) = transaction.take() {
+                    roll_back(open).await;
+                }
+                Err(Ended::Failed(error))
+            }
+            Err(panic) => Err(Ended::Failed(TaskError::retry(format!("the handler panicked: {}", words_of(&*panic))))),
+        },
+        () = cancellation.cancelled() => Err(Ended::Lost),
+        () = crew.deadline.cancelled() => Err(Ended::CutShort),
+        () = expiry(limit) => Err(Ended::Failed(TaskError::retry(format!(
+            "the attempt exceeded its time limit of {}",
+            humantime::format_duration(limit.unwrap_or_default())
+        )))),
+    };
+    match ended {
+        Ok(result) => finish(result, &transaction).await,
+        Err(ended) => {
+            transaction.abandon();
+            ended
+        }
+    }
+}
+
+/// What the handler answered is kept only if Postgres can store it and every reader can read it.
+async fn finish(result: Box<RawValue>, transaction: &HandlerTransaction) -> Ended {
+    let open = match transaction.take() {
+        Ok(open) => open,
+        Err(_lent) => {
+            return Ended::Failed(TaskError::retry(
+                "the handler returned while a part of it still held its transaction; nothing it wrote is kept. \
+                 Let the transaction go out of scope before the handler returns",
+            ));
+        }
+    };
+    match unfit(&result) {
+        None => Ended::Done {
+            result,
+            transaction: open,
+        },
+        Some(sentence) => {
+            if let Some(open) = open {
+                roll_back(open).await;
+            }
+            Ended::Failed(TaskError::permanent(sentence))
+        }
+    }
+}
+
+/// Why a result cannot be kept, if it cannot.
+fn unfit(result: &RawValue) -> Option<String> {
+    let text = result.get();
+    if text.len() > MAX_RESULT_BYTES {
+        return Some(format!(
+            "the handler's result has {} bytes; the limit is {MAX_RESULT_BYTES}. Store large data elsewhere and answer its address",
+            text.len()
+        ));
+    }
+    // Only an escape can hide a NUL or half a character; without one there is nothing to look for.
+    if !text.contains("\\u") {
+        return None;
+    }
+    storable("result", result)
+        .err()
+        .map(|bad| format!("the handler's result cannot be stored: {bad}"))
+}
+
+async fn expiry(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a panic said.
+fn words_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}

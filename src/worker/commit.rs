@@ -1,0 +1,117 @@
+//! The two ways in which an attempt enters the ledger: committed as SUCCESS, or written as a failure.
+
+use serde_json::value::RawValue;
+use sqlx::{Postgres, pool::PoolConnection};
+use tracing::{info, warn};
+
+use super::{Crew, run::RunEnd};
+use crate::{
+    job::JobMessage,
+    ledger::{Advance, Claimed, Committed, Fail, LedgerError, Next, Stand, Written},
+    task::{TaskError, WhatNext},
+};
+
+/// Commits a task's SUCCESS: with the handler's own writes when it asked for a transaction, in a group otherwise.
+///
+/// # Errors
+/// The failure that the attempt becomes, when nothing of it could be kept.
+pub(super) async fn commit(
+    crew: &Crew,
+    stand: Stand,
+    result: Box<RawValue>,
+    transaction: Option<PoolConnection<Postgres>>,
+    next: Next,
+) -> Result<Written, TaskError> {
+    let advance = Advance {
+        stand,
+        result,
+        next,
+    };
+    let Some(transaction) = transaction else {
+        return match crew.ledger.advance(advance).await {
+            Ok(written) => Ok(written),
+            Err(LedgerError::Refused(sentence)) => Err(TaskError::permanent(format!(
+                "the task's result cannot be stored: {sentence}"
+            ))),
+            // The worker is leaving with the outcome unknown: the next claim finds out.
+            Err(_) => Ok(Written::Fenced),
+        };
+    };
+    match advance.commit_with(transaction).await {
+        Committed::Yes => Ok(Written::Committed),
+        Committed::Fenced => Ok(Written::Fenced),
+        Committed::No(sentence) => Err(TaskError::retry(format!(
+            "the task's transaction could not be committed, nothing of it is kept: {sentence}"
+        ))),
+        Committed::Unknown(sentence) => crew.ledger.fate(stand).await.ok_or_else(|| {
+            TaskError::retry(format!("the connection to Postgres died before the task's transaction was committed: {sentence}"))
+        }),
+    }
+}
+
+/// Writes a failure and decides what it leads to: a rung of the ladder, or the dead queue.
+pub(super) async fn fail(
+    crew: &Crew,
+    claimed: &Claimed,
+    stand: Stand,
+    message: &JobMessage,
+    error: TaskError,
+    reason: Option<&'static str>,
+) -> RunEnd {
+    let spec = &message.tasks[stand.position as usize - 1];
+    let options = crew
+        .registry
+        .get(&spec.handler)
+        .map(|registered| registered.options)
+        .unwrap_or_default();
+    let policy = options.retry.unwrap_or(crew.config.retry);
+    let most = spec.max_attempts.unwrap_or(policy.max_attempts);
+    let delay = match error.what_next() {
+        WhatNext::Permanent => Err(reason.unwrap_or("permanent")),
+        _ if stand.attempt >= most => Err("exhausted"),
+        WhatNext::RetryAfter(delay) => Ok(delay),
+        WhatNext::Retry => Ok(policy.delay(stand.attempt)),
+    };
+    let rung = delay.map(|delay| crew.config.ladder.snap(delay));
+
+    let error = error.message().to_owned();
+    let write = Fail {
+        stand,
+        error: error.clone(),
+        retry_in: rung.ok().map(|rung| rung.delay()),
+    };
+    match crew.ledger.fail(write).await {
+        Ok(Written::Committed) => {}
+        Ok(Written::Fenced) | Err(_) => return RunEnd::Fenced,
+    }
+    let generation = claimed.generation.next();
+    match rung {
+        Ok(rung) => {
+            info!(
+                job.id = %stand.job, job.kind = message.kind, task.position = stand.position, task.label = spec.label,
+                task.attempt = stand.attempt, attempts = most, delay_ms = rung.delay().as_millis() as u64, error,
+                "the task failed and is tried again"
+            );
+            RunEnd::Retrying { generation, rung }
+        }
+        Err(reason) => {
+            warn!(
+                job.id = %stand.job, job.kind = message.kind, task.position = stand.position, task.label = spec.label,
+                task.attempt = stand.attempt, attempts = most, reason, error, "the job is given up and parked"
+            );
+            let task = format!(
+                "{} ({}/{})",
+                spec.label,
+                stand.position,
+                message.tasks.len()
+            );
+            RunEnd::GivenUp {
+                generation,
+                reason,
+                error,
+                task,
+                attempts: stand.attempt,
+            }
+        }
+    }
+}

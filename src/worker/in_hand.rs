@@ -1,0 +1,221 @@
+//! The jobs that this process has in hand: who may claim, who runs, and whose delivery a run has.
+//!
+//! Two rules keep one process from running a task twice. A job's id is registered before it is claimed, and a second
+//! delivery of it waits for its turn until the first claim's answer is registered. And a run is known by its *epoch*, not by
+//! its job: an older run of the same job never takes the delivery that the newer one needs.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    broker::Delivery,
+    job::{Epoch, JobId},
+};
+
+/// All jobs in hand.
+#[derive(Clone, Default)]
+pub(super) struct InHand(Arc<Table>);
+
+#[derive(Default)]
+struct Table {
+    slots: Mutex<HashMap<JobId, Arc<Slot>>>,
+    /// Runs that ended without a word (a panic of ours): the heartbeat releases them.
+    orphans: Mutex<Vec<(JobId, Epoch)>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    run: Mutex<Option<Arc<Running>>>,
+}
+
+struct Running {
+    epoch: Epoch,
+    since: Instant,
+    /// Gone once the run settles it.
+    delivery: Mutex<Option<Delivery>>,
+    cancellation: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing in here panics while it holds a lock, and what a poisoned one guards is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The right to claim one job; others that want it wait.
+pub(super) struct Turn {
+    table: Arc<Table>,
+    slot: Arc<Slot>,
+    job: JobId,
+    _guard: OwnedMutexGuard<()>,
+}
+
+/// What became of a delivery whose job this process runs already.
+pub(super) enum Adoption {
+    /// The run had lost its delivery and has this one now.
+    Adopted,
+    /// The run has a delivery: this one is one too many.
+    OneTooMany(Delivery),
+    /// The run has just ended: claim again.
+    Ended(Delivery),
+}
+
+impl InHand {
+    /// Registers the job, and waits for whoever is claiming it now.
+    pub(super) async fn turn(&self, job: JobId) -> Turn {
+        let slot = lock(&self.0.slots).entry(job).or_default().clone();
+        let guard = slot.turn.clone().lock_owned().await;
+        Turn {
+            table: self.0.clone(),
+            slot,
+            job,
+            _guard: guard,
+        }
+    }
+
+    /// Every run, for the heartbeat.
+    pub(super) fn running(&self) -> Vec<(JobId, Epoch)> {
+        let slots = lock(&self.0.slots);
+        slots
+            .iter()
+            .filter_map(|(job, slot)| Some((*job, lock(&slot.run).as_ref()?.epoch)))
+            .collect()
+    }
+
+    /// Stops a run that is no longer ours; whether there was one.
+    pub(super) fn cancel(&self, job: JobId, epoch: Epoch) -> bool {
+        let slots = lock(&self.0.slots);
+        let run = slots.get(&job).and_then(|slot| lock(&slot.run).clone());
+        match run {
+            Some(run) if run.epoch == epoch => {
+                run.cancellation.cancel();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the list of runs that ended without a word.
+    pub(super) fn orphans(&self) -> Vec<(JobId, Epoch)> {
+        std::mem::take(&mut *lock(&self.0.orphans))
+    }
+}
+
+impl Turn {
+    /// The epoch at which this process runs the job now.
+    pub(super) fn running(&self) -> Option<Epoch> {
+        lock(&self.slot.run).as_ref().map(|run| run.epoch)
+    }
+
+    /// Registers the run that the claim entitles to. An older run of the job, which the claim has fenced, is stopped.
+    pub(super) fn begin(self, epoch: Epoch, delivery: Delivery) -> Run {
+        let running = Arc::new(Running {
+            epoch,
+            since: Instant::now(),
+            delivery: Mutex::new(Some(delivery)),
+            cancellation: CancellationToken::new(),
+        });
+        if let Some(older) = lock(&self.slot.run).replace(running.clone()) {
+            older.cancellation.cancel();
+        }
+        Run {
+            table: self.table.clone(),
+            slot: self.slot.clone(),
+            job: self.job,
+            running,
+            ended: false,
+        }
+    }
+
+    /// Offers the delivery to the run of this epoch.
+    pub(super) fn adopt(&self, epoch: Epoch, delivery: Delivery) -> Adoption {
+        let run = lock(&self.slot.run);
+        let Some(run) = run.as_ref().filter(|run| run.epoch == epoch) else {
+            return Adoption::Ended(delivery);
+        };
+        let mut held = lock(&run.delivery);
+        match held.as_ref() {
+            None => Adoption::Ended(delivery),
+            Some(held) if held.is_alive() => Adoption::OneTooMany(delivery),
+            Some(_) => {
+                *held = Some(delivery);
+                Adoption::Adopted
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.table.forget(self.job, &self.slot);
+    }
+}
+
+impl Table {
+    /// Drops a slot that nobody runs or waits for. Counted under the table's lock: only `turn` makes new references.
+    fn forget(&self, job: JobId, slot: &Arc<Slot>) {
+        let mut slots = lock(&self.slots);
+        let idle = lock(&slot.run).is_none() && Arc::strong_count(slot) <= 2;
+        if idle
+            && slots
+                .get(&job)
+                .is_some_and(|known| Arc::ptr_eq(known, slot))
+        {
+            slots.remove(&job);
+        }
+    }
+}
+
+/// One run of a job. It ends with [`Run::end`], which gives back the delivery that is to be settled.
+pub(super) struct Run {
+    table: Arc<Table>,
+    slot: Arc<Slot>,
+    job: JobId,
+    running: Arc<Running>,
+    ended: bool,
+}
+
+impl Run {
+    /// Cancelled when the job is no longer ours.
+    pub(super) fn cancellation(&self) -> &CancellationToken {
+        &self.running.cancellation
+    }
+
+    /// For how long the run goes on.
+    pub(super) fn age(&self) -> std::time::Duration {
+        self.running.since.elapsed()
+    }
+
+    /// Ends the run, after its last write is committed: from here on a further delivery of the job claims anew.
+    pub(super) fn end(mut self) -> Option<Delivery> {
+        self.ended = true;
+        self.leave();
+        lock(&self.running.delivery).take()
+    }
+
+    fn leave(&self) {
+        let mut run = lock(&self.slot.run);
+        if run
+            .as_ref()
+            .is_some_and(|run| Arc::ptr_eq(run, &self.running))
+        {
+            *run = None;
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.leave();
+            lock(&self.table.orphans).push((self.job, self.running.epoch));
+        }
+        self.table.forget(self.job, &self.slot);
+    }
+}

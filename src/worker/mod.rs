@@ -1,0 +1,269 @@
+//! The story: a worker receives deliveries, bounds how many jobs run, and drains when it is asked to stop.
+//!
+//! In reading order: [`delivery`] (one delivery: decode, claim, run, settle), [`run`] (one job, task after task),
+//! [`attempt`] (one execution of a task), [`commit`] (how it enters the ledger), [`settlement`] (what follows, decided and
+//! done), [`in_hand`] (who runs what in this process), [`heartbeat`], [`reconcile`].
+
+mod attempt;
+mod builder;
+mod commit;
+mod delivery;
+mod heartbeat;
+mod in_hand;
+mod reconcile;
+mod run;
+mod settlement;
+
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+pub use builder::{Builder, WorkerError};
+
+use crate::{
+    broker::{Address, Consumer, Identity, Publisher, Topology},
+    config::Config,
+    ledger::{About, Ledger, LedgerAddress, Presence},
+    task::{Registry, State},
+};
+use in_hand::InHand;
+
+/// How long after the drain's deadline the cut attempts have to be handed back, before the worker leaves them to the
+/// next claim.
+const LAST_WRITES: Duration = Duration::from_secs(10);
+
+/// A worker: handlers by name, and the services it connects.
+pub struct Worker {
+    config: Config,
+    amqp: Address,
+    database: LedgerAddress,
+    topology: Topology,
+    registry: Registry,
+    state: State,
+}
+
+impl Worker {
+    /// Begins with the defaults, and with `AMQP_URL` and `DATABASE_URL` from the environment.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// Runs until the process is asked to stop (SIGTERM or SIGINT), then drains: it takes no more deliveries, lets each
+    /// running task end and commit (up to `drain_timeout`), and hands the rest of its jobs back at once. A second signal
+    /// leaves at once, with the status that the signal has by convention (130 or 143).
+    ///
+    /// # Errors
+    /// [`WorkerError`], when it cannot begin. Services that are away are waited for.
+    pub async fn run(self) -> Result<(), WorkerError> {
+        let stop = CancellationToken::new();
+        tokio::spawn(builder::signals(stop.clone()));
+        self.run_until(stop.cancelled_owned()).await
+    }
+
+    /// Runs until `stop` is ready, then drains as [`run`](Self::run) does.
+    ///
+    /// # Errors
+    /// [`WorkerError`], when it cannot begin. Services that are away are waited for.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
+        let mut stop = pin!(stop);
+        let begun = tokio::select! {
+            begun = self.begin() => begun?,
+            () = &mut stop => return Ok(()),
+        };
+        let Begun {
+            crew,
+            presence,
+            consumer,
+        } = begun;
+        let background = CancellationToken::new();
+        let heartbeat = tokio::spawn(heartbeat::beat(
+            crew.clone(),
+            presence,
+            crew.config.heartbeat,
+            background.clone(),
+        ));
+        let reconciler = tokio::spawn(reconcile::reconcile(crew.clone(), crew.drain.clone()));
+
+        let deliveries = TaskTracker::new();
+        loop {
+            tokio::select! {
+                delivery = consumer.next() => match delivery {
+                    Some(delivery) => drop(deliveries.spawn(delivery::handle(crew.clone(), delivery))),
+                    None => break,
+                },
+                () = &mut stop => break,
+            }
+        }
+
+        info!(jobs = crew.in_hand.running().len(), drain_timeout = %humantime::format_duration(crew.config.drain_timeout), "stopping: running tasks end, the rest is handed back");
+        crew.drain.cancel();
+        consumer.stop().await;
+        deliveries.close();
+        if timeout(crew.config.drain_timeout, deliveries.wait())
+            .await
+            .is_err()
+        {
+            warn!(
+                jobs = crew.in_hand.running().len(),
+                "the drain's time is over; what still runs is cut short and handed back uncounted"
+            );
+            crew.deadline.cancel();
+            let _ = timeout(LAST_WRITES / 2, deliveries.wait()).await;
+        }
+        crew.leaving.cancel();
+        if timeout(LAST_WRITES / 2, deliveries.wait()).await.is_err() {
+            warn!(
+                jobs = crew.in_hand.running().len(),
+                "leaving with writes undone; the next claim of these jobs finds out"
+            );
+        }
+        let _ = timeout(Duration::from_secs(1), reconciler).await;
+        background.cancel();
+        let _ = timeout(Duration::from_secs(3), heartbeat).await;
+        let _ = timeout(Duration::from_secs(3), consumer.close()).await;
+        let _ = timeout(Duration::from_secs(3), crew.publisher.close()).await;
+        info!("stopped");
+        Ok(())
+    }
+
+    async fn begin(self) -> Result<Begun, WorkerError> {
+        let Self {
+            config,
+            amqp,
+            database,
+            topology,
+            registry,
+            state,
+        } = self;
+        let about = About {
+            name: config.name.clone(),
+            host: builder::host(),
+            queue: config.queue.clone(),
+            patience: config.patience,
+        };
+        let identity = Identity {
+            name: config.name.clone(),
+        };
+        let presence = Presence::begin(&database, &about).await?;
+        let ledger = Ledger::open(
+            &database,
+            presence.holder(),
+            config.lanes,
+            config.handler_connections,
+        );
+        let publisher = Publisher::start(
+            amqp.clone(),
+            topology.clone(),
+            identity.clone(),
+            config.publishers,
+            config.declare,
+        );
+        let consumer =
+            Consumer::start(amqp, topology, identity, config.concurrency, config.declare).await?;
+        info!(
+            worker = config.name, queue = config.queue, concurrency = config.concurrency, database = %database,
+            handlers = registry.names().join(", "), "working"
+        );
+        let crew = Crew {
+            places: Arc::new(Semaphore::new(config.concurrency.into())),
+            suspects: Arc::new(Semaphore::new(1)),
+            present: presence.watch(),
+            in_hand: InHand::default(),
+            drain: CancellationToken::new(),
+            deadline: CancellationToken::new(),
+            leaving: CancellationToken::new(),
+            config,
+            registry,
+            state: Arc::new(state),
+            ledger,
+            publisher,
+        };
+        Ok(Begun {
+            crew: Arc::new(crew),
+            presence,
+            consumer,
+        })
+    }
+}
+
+struct Begun {
+    crew: Arc<Crew>,
+    presence: Presence,
+    consumer: Consumer,
+}
+
+/// What every delivery of a worker shares.
+struct Crew {
+    config: Config,
+    registry: Registry,
+    state: Arc<State>,
+    ledger: Ledger,
+    publisher: Publisher,
+    in_hand: InHand,
+    /// One permit for each job that runs.
+    places: Arc<Semaphore>,
+    /// One permit for all jobs with a crash behind them.
+    suspects: Arc<Semaphore>,
+    /// Whether the worker's lock in the ledger is held.
+    present: watch::Receiver<bool>,
+    /// Asked to stop: no new task begins.
+    drain: CancellationToken,
+    /// The drain's time is over: running attempts are cut short.
+    deadline: CancellationToken,
+    /// Nothing more is waited for.
+    leaving: CancellationToken,
+}
+
+impl Crew {
+    /// Waits until there is room for one more job, the worker is present in the ledger, and the broker takes copies;
+    /// nothing, when the worker is asked to stop first.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let ready = async {
+            // While publishers are blocked no failure could be passed on: what has arrived waits, and consuming pauses by itself.
+            self.publisher.unblocked().await;
+            let place = self.places.clone().acquire_owned().await.ok();
+            self.is_present().await;
+            place
+        };
+        tokio::select! {
+            biased;
+            () = self.drain.cancelled() => None,
+            place = ready => place,
+        }
+    }
+
+    /// Whether the next task of a run may start: waits while the worker's lock in the ledger is lost, since others may
+    /// take its silence for its death.
+    async fn may_start(&self, run: &in_hand::Run) -> bool {
+        tokio::select! {
+            biased;
+            () = self.drain.cancelled() => false,
+            () = run.cancellation().cancelled() => false,
+            () = self.is_present() => true,
+        }
+    }
+
+    async fn is_present(&self) {
+        // The sender lives as long as the heartbeat; without one there is nothing to wait for.
+        if self
+            .present
+            .clone()
+            .wait_for(|present| *present)
+            .await
+            .is_err()
+        {
+            self.drain.cancelled().await;
+        }
+    }
+}
+
+/// A pause with up to a quarter more, so that many workers do not act in step.
+async fn about(pause: Duration) {
+    let spread = uuid::Uuid::new_v4().as_u128() as u32 as f64 / f64::from(u32::MAX);
+    sleep(pause.mul_f64(1.0 + spread / 4.0)).await;
+}

@@ -1,0 +1,157 @@
+//! The reconciler makes ledger and broker agree: it sends the message of every job that the ledger says is owed one.
+//!
+//! It is repair (a copy lost between commit and confirm, a broker that lost its disk, a holder that died without a
+//! redelivery), outbox (a job enqueued in SQL) and scheduler in one. One publish too many is harmless: it dies at the claim.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Crew, about};
+use crate::{
+    broker::{Letter, Place},
+    job::JobId,
+    ledger::{LedgerError, Owed, Reconciling, What},
+};
+
+/// A job that is due has so long to be claimed before its message is taken for lost.
+const GRACE: Duration = Duration::from_secs(5);
+/// While messages wait in the work queue, a due job's is most likely among them: only after this is one sent in any case.
+const QUEUED: Duration = Duration::from_secs(600);
+/// A job that was looked after has so long before it is looked after again.
+const AGAIN: Duration = Duration::from_secs(60);
+/// The pause between looks for jobs of dead workers, which read the whole table when there are dead workers.
+const DEAD_WORKERS: Duration = Duration::from_secs(30);
+
+/// Looks again and again until `stop`.
+pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
+    let mut memory = Memory {
+        looked_for_dead: None,
+        abandoned: HashMap::new(),
+    };
+    let mut failing = false;
+    while stop
+        .run_until_cancelled(about(crew.config.reconcile_every))
+        .await
+        .is_some()
+    {
+        match look(&crew, &mut memory, &stop).await {
+            Ok(()) => failing = false,
+            Err(error) if !failing => {
+                failing = true;
+                warn!(%error, "the reconciler cannot look; it goes on trying");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+struct Memory {
+    looked_for_dead: Option<Instant>,
+    abandoned: HashMap<JobId, Instant>,
+}
+
+async fn look(
+    crew: &Crew,
+    memory: &mut Memory,
+    stop: &CancellationToken,
+) -> Result<(), LedgerError> {
+    let Some(mut reconciling) =
+        Reconciling::begin(crew.ledger.pool(), crew.ledger.holder()).await?
+    else {
+        return Ok(()); // another worker of this queue does it
+    };
+    let outcome = look_alone(crew, &mut reconciling, memory, stop).await;
+    reconciling.end().await;
+    outcome
+}
+
+async fn look_alone(
+    crew: &Crew,
+    reconciling: &mut Reconciling,
+    memory: &mut Memory,
+    stop: &CancellationToken,
+) -> Result<(), LedgerError> {
+    let mut owed = reconciling.owed(GRACE).await?;
+    if owed
+        .iter()
+        .any(|owed| matches!(owed.what, What::Overdue { .. }))
+    {
+        let waiting = crew.publisher.depth(&Place::Work).await.unwrap_or(u32::MAX);
+        if waiting > 0 {
+            owed.retain(|owed| !matches!(owed.what, What::Overdue { by } if by < QUEUED));
+        }
+    }
+    if memory
+        .looked_for_dead
+        .is_none_or(|last| last.elapsed() > DEAD_WORKERS)
+    {
+        memory.looked_for_dead = Some(Instant::now());
+        memory.abandoned.retain(|_, last| last.elapsed() < AGAIN);
+        let abandoned = reconciling.abandoned(crew.ledger.holder()).await?;
+        owed.extend(
+            abandoned
+                .into_iter()
+                .filter(|owed| !memory.abandoned.contains_key(&owed.job)),
+        );
+    }
+    let mut looked_after = Vec::new();
+    for owed in owed {
+        if stop.is_cancelled() {
+            break;
+        }
+        if send(crew, owed, stop).await? {
+            match owed.what {
+                What::Abandoned => drop(memory.abandoned.insert(owed.job, Instant::now())),
+                _ => looked_after.push(owed.job),
+            }
+        }
+    }
+    if !looked_after.is_empty() {
+        reconciling.put_off(&looked_after, AGAIN).await?;
+    }
+    Ok(())
+}
+
+/// Sends the job's message at the generation that the ledger has; whether it is confirmed.
+async fn send(crew: &Crew, owed: Owed, stop: &CancellationToken) -> Result<bool, LedgerError> {
+    let Some(stored) = crew.ledger.message(owed.job).await? else {
+        return Ok(false); // deleted in between
+    };
+    let letter = Letter::new(
+        stored.message.encode(),
+        &owed.job.to_string(),
+        &stored.message.kind,
+    )
+    .generation(owed.generation);
+    let (place, letter) = match owed.what {
+        What::Unparked => (
+            Place::Dead,
+            letter.parked(
+                "given_up",
+                stored.error.as_deref().unwrap_or_default(),
+                None,
+                None,
+            ),
+        ),
+        _ => (Place::Work, letter),
+    };
+    match crew.publisher.deliver(&place, &letter, stop).await {
+        Ok(()) => {
+            crew.ledger.sent(owed.job, owed.generation);
+            match owed.what {
+                What::Enqueued => {
+                    debug!(job.id = %owed.job, "an enqueued job is sent for the first time")
+                }
+                what => info!(job.id = %owed.job, ?what, "the job's message is sent again"),
+            }
+            Ok(true)
+        }
+        Err(error) => {
+            debug!(job.id = %owed.job, %error, "the job's message is not sent; the next look tries again");
+            Ok(false)
+        }
+    }
+}
