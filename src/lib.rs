@@ -165,9 +165,9 @@
 //! - 0, words: [`job`] (ids, the message, statuses)
 //! - 1: [`retry`] (policy, ladder), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
 //!   topology, consuming, confirmed publishing)
-//! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`]
+//! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`]
 //! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
-//! - 4: `ops` (for people: the command line)
+//! - 4: [`ops`] (for people: the command line)
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod broker;
@@ -175,8 +175,10 @@ pub mod config;
 pub mod handlers;
 pub mod job;
 pub mod ledger;
+pub mod ops;
 pub mod retry;
 pub mod task;
+pub mod telemetry;
 pub mod worker;
 
 pub use sqlx;
