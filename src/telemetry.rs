@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
 
 /// What is logged when `RUST_LOG` says nothing: cliquet's own story, and what goes wrong in the libraries beneath.
-const USUAL: &str = "cliquet=info,warn";
+const USUAL: &str = "cliquet=info,warn,lapin=off";
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ time.sleep(0.4)  # what a real upload would take
 
 # Every call leaves a line, so that the demonstration can count what was really done.
 with open(demo / "calls.log", "a") as calls:
-    calls.write(f"{product} {task['label']}\n")
+    calls.write(f"{document['job']['id']} {task['label']}\n")
 
 if task["handler"] == "upload_image":
     index = task["input"]["index"]

@@ -95,3 +95,27 @@ async fn deliveries_of_a_running_job_whose_channel_died_are_adopted() {
     stage.queues_are_empty().await;
     assert_eq!(stage.queues.depth(Place::Dead).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_job_is_fenced_off_and_its_handler_dropped() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:write b:write-gate:never c:write").await;
+    stage.script.reached("never", 1).await;
+    let cancelled = cliquet::ledger::cancel(&stage.pool, &[JobId(job)], "nobody wants it")
+        .await
+        .unwrap();
+    assert_eq!(cancelled.len(), 1);
+    assert_eq!(stage.status(job).await.as_deref(), Some("CANCELLED"));
+    stage.queues_are_empty().await;
+    eventually(
+        "the run is over, since its message is acknowledged",
+        async || (stage.status(job).await.as_deref() == Some("CANCELLED")).then_some(()),
+    )
+    .await;
+    stage.script.open("never").await;
+    worker.stop().await;
+    assert_eq!(stage.effects(job).await, [1]);
+    assert_eq!(stage.status(job).await.as_deref(), Some("CANCELLED"));
+    assert_eq!(stage.script.positions(job).await, [1, 2]);
+}

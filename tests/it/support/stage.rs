@@ -440,10 +440,6 @@ async fn a_worker_process() {
 pub struct WorkerProcess(std::process::Child);
 
 impl WorkerProcess {
-    pub fn id(&self) -> u32 {
-        self.0.id()
-    }
-
     /// `kill -9`, and waits until it is gone.
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
@@ -529,11 +525,6 @@ impl RunningWorker {
             .expect("the worker did not stop within 30 s")
             .unwrap()
             .unwrap();
-    }
-
-    /// Asks it to stop without waiting.
-    pub fn ask_to_stop(&mut self) {
-        drop(self.stop.take());
     }
 }
 
