@@ -4,8 +4,13 @@ use std::io::{self, IsTerminal};
 
 use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
 
-/// What is logged when `RUST_LOG` says nothing: cliquet's own story, and what goes wrong in the libraries beneath.
-const USUAL: &str = "cliquet=info,warn,lapin=off";
+/// What a worker logs when `RUST_LOG` says nothing: cliquet's own story, and what goes wrong in the libraries beneath.
+///
+/// Without lapin's own lines: it logs every refusal and every lost connection as an error of its own, several times, and
+/// all of them are told once, in words, where they are handled.
+pub const STORY: &str = "cliquet=info,lapin=off,warn";
+/// What a command for people logs when `RUST_LOG` says nothing: only what goes wrong.
+pub const WARNINGS: &str = "lapin=off,warn";
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,17 +21,18 @@ pub enum LogFormat {
     Json,
 }
 
-/// Logs this process to standard error. `RUST_LOG` chooses what, as everywhere (`cliquet=debug,lapin=info`).
+/// Logs this process to standard error. `RUST_LOG` chooses what, as everywhere (`cliquet=debug,lapin=info`); `usual` is
+/// what is logged without it ([`STORY`] or [`WARNINGS`]).
 ///
 /// # Errors
 /// A sentence, when `RUST_LOG` cannot be read. A process that has a subscriber already keeps it.
-pub fn init(format: LogFormat) -> Result<(), String> {
+pub fn init(format: LogFormat, usual: &str) -> Result<(), String> {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = match wanted.trim() {
-        "" => EnvFilter::new(USUAL),
+        "" => EnvFilter::new(usual),
         wanted => EnvFilter::try_new(wanted).map_err(|error| {
             format!(
-                "RUST_LOG is {wanted:?}, which cannot be read: {error}; expected such as {USUAL:?}"
+                "RUST_LOG is {wanted:?}, which cannot be read: {error}; expected such as {STORY:?}"
             )
         })?,
     };

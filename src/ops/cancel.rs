@@ -5,24 +5,25 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Desk, failure::Failure, output::note};
+use super::{Desk, failure::Failure, job_id, output::note};
 use crate::{
     job::{JobId, JobStatus},
     ledger::{CANCELLED_TASK, Cancelled, cancel},
 };
 
 pub(super) const HELP: &str = "\
-A task that runs is cut short, and nothing of it is kept; tasks that are done stay done. Jobs that are over stay as they are.
+A task that runs is cut short, and nothing of it is kept; tasks that are done
+stay done. Jobs that are over stay as they are.
 
 Examples:
-  cliquet cancel 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11 --reason 'wrong product'
+  cliquet cancel 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11 --reason 'wrong price'
   cliquet jobs --status RETRYING --json | jq -r .id | xargs cliquet cancel";
 
 /// `cliquet cancel`.
 #[derive(Debug, Args)]
 pub(super) struct Cancel {
     /// The jobs
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = job_id)]
     ids: Vec<JobId>,
 
     /// Why: becomes the jobs' error

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use crate::{
     broker::{Address, Identity},
     config::{Config, environment},
+    job::JobId,
     ledger::{LedgerAddress, Reads, check},
     telemetry::{self, LogFormat},
 };
@@ -42,10 +43,11 @@ const ENVIRONMENT: &str = "\
 Environment:
   AMQP_URL       where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST
   DATABASE_URL   where Postgres is: postgres://USER:PASSWORD@HOST:PORT/DATABASE
-  CLIQUET_…      every key of cliquet.toml: CLIQUET_QUEUE, CLIQUET_RETRY_MAX_ATTEMPTS, …
-  RUST_LOG       what is logged to standard error: cliquet=info,warn
+  CLIQUET_…      every key of cliquet.toml: CLIQUET_QUEUE, CLIQUET_RETRY_MAX …
+  RUST_LOG       what is logged to standard error: cliquet=debug,lapin=info
 
-The environment wins over the file. Exit status: 0 done, 1 failed or not found, 2 wrong use or setting.";
+The environment wins over the file.
+Exit status: 0 done, 1 failed or not found, 2 wrong use or setting.";
 
 const FIRST_STEPS: &str = "\
 First steps:
@@ -61,7 +63,7 @@ First steps:
 #[command(
     name = "cliquet",
     version,
-    about = "Runs jobs from RabbitMQ, commits every task to Postgres, and resumes at the first task that is not done",
+    about = "Runs jobs from RabbitMQ, commits every task to Postgres, resumes where it stopped",
     after_help = format!("{FIRST_STEPS}{ENVIRONMENT}"),
     max_term_width = 100
 )]
@@ -114,11 +116,12 @@ enum Command {
 impl Cli {
     /// Does what was asked, and says how it ended.
     pub fn run(self) -> ExitCode {
-        let format = match (&self.command, self.common.json) {
-            (Command::Work, true) => LogFormat::Json,
-            _ => LogFormat::Text,
+        let (format, usual) = match (&self.command, self.common.json) {
+            (Command::Work, true) => (LogFormat::Json, telemetry::STORY),
+            (Command::Work, false) => (LogFormat::Text, telemetry::STORY),
+            _ => (LogFormat::Text, telemetry::WARNINGS),
         };
-        let ended = telemetry::init(format)
+        let ended = telemetry::init(format, usual)
             .map_err(Failure::usage)
             .and_then(|()| {
                 tokio::runtime::Builder::new_multi_thread()
@@ -203,4 +206,11 @@ impl Desk {
             name: self.config.name.clone(),
         }
     }
+}
+
+/// Reads a job's id from the command line.
+fn job_id(text: &str) -> Result<JobId, String> {
+    text.parse().map_err(|_| {
+        "a job's id is a UUID, such as 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11; `cliquet jobs` lists them".to_owned()
+    })
 }

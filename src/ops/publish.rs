@@ -30,10 +30,12 @@ use crate::{
 pub(super) const HELP: &str = r#"A message is one line of JSON (a file that is one message may have many lines):
 
   {"kind": "shop.publish", "payload": {"product_id": 42},
-   "tasks": ["validate", {"handler": "upload_image", "label": "Upload image 1/5", "input": {"index": 1}}]}
+   "tasks": ["validate", {"handler": "upload_image", "input": {"index": 1},
+                          "label": "Upload image 1/5"}]}
 
-All messages are checked before any is sent. Printed are the ids of the messages that RabbitMQ has confirmed, in their
-order. A message without an `id` (a UUID) gets one; publishing the same id twice is one job.
+All messages are checked before any is sent. Printed are the ids of those that
+RabbitMQ has confirmed, in their order. A message without an `id` (a UUID) gets
+one; publishing the same id twice is one job.
 
 Examples:
   cliquet publish jobs.jsonl

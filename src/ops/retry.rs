@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     Desk,
     failure::Failure,
+    job_id,
     output::note,
     send::{confirmed, publisher},
 };
@@ -21,8 +22,9 @@ use crate::{
 };
 
 pub(super) const HELP: &str = "\
-A parked job (FAILED) begins again at its first unfinished task, with attempts counted anew; a waiting one (RETRYING,
-PENDING) does not wait any longer. Tasks that are done are not done again.
+A parked job (FAILED) begins again at its first unfinished task, with attempts
+counted anew; a waiting one (RETRYING, PENDING) waits no longer. Tasks that are
+done are not done again.
 
 Examples:
   cliquet retry 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11
@@ -32,7 +34,7 @@ Examples:
 #[derive(Debug, Args)]
 pub(super) struct Retry {
     /// The jobs
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = job_id)]
     ids: Vec<JobId>,
 }
 

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     Desk,
     failure::Failure,
+    job_id,
     output::Output,
     table::Table,
     watch::watch,
@@ -20,8 +21,8 @@ use crate::{
 };
 
 pub(super) const HELP: &str = "\
-With --watch: a progress bar on a terminal, else a line at each change, until the job is over. Then the exit status is 0
-for SUCCESS and 1 for FAILED and CANCELLED.
+With --watch: a progress bar on a terminal, else a line at each change, until
+the job is over. The exit status is 0 for SUCCESS, 1 for FAILED and CANCELLED.
 
 Examples:
   cliquet show 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11
@@ -32,7 +33,7 @@ Examples:
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// The job
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = job_id)]
     id: JobId,
 
     /// Follow it until it is over; waits for a job that no worker has taken yet
@@ -143,7 +144,9 @@ fn print_failure(
         took.unwrap_or_default(),
         one_line(&failure.worker),
     ))?;
-    lines(&failure.error).try_for_each(|line| output.line(format_args!("     {line}")))
+    lines(&failure.error)
+        .iter()
+        .try_for_each(|line| output.line(format_args!("     {line}")))
 }
 
 fn name(task: &TaskView) -> String {

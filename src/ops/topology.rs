@@ -7,13 +7,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Desk, failure::Failure, output::note, table::Table, words::one_line};
-use crate::broker::{QueueSpec, QueueState};
+use crate::broker::{BrokerError, QueueSpec, QueueState};
 
 pub(super) const HELP: &str = "\
 Examples:
-  cliquet topology declare                       make the queues that are missing
-  cliquet topology verify                        are they there, and as they must be? (status 1 if not)
-  cliquet topology definitions > cliquet.json    then: rabbitmqctl import_definitions cliquet.json";
+  cliquet topology declare                make the queues that are missing
+  cliquet topology verify                 are they as they must be? (else status 1)
+  cliquet topology definitions > q.json   then: rabbitmqctl import_definitions q.json";
 
 /// `cliquet topology`.
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ struct QueueLine<'a> {
     queue: &'a str,
     role: &'a str,
     arguments: &'a Map<String, Value>,
-    /// `declared`, `right` or `wrong`.
+    /// `declared`, `right`, `missing` or `wrong`.
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     ready: Option<u32>,
@@ -91,6 +91,7 @@ async fn verify(mut desk: Desk) -> Result<ExitCode, Failure> {
     let address = desk.broker()?;
     let topology = desk.topology(&desk.config.queue)?;
     let found = topology.inspect(&address, &desk.identity()).await?;
+    let (mut missing, mut complaints) = (0, Vec::new());
     let mut table = Table::new(&["QUEUE", "STATE", "READY", "CONSUMERS"]);
     for (
         QueueSpec {
@@ -106,7 +107,15 @@ async fn verify(mut desk: Desk) -> Result<ExitCode, Failure> {
             QueueState::Right { ready, consumers } => {
                 ("right", Some(*ready), Some(*consumers), None)
             }
-            QueueState::Wrong(error) => ("wrong", None, None, Some(error.to_string())),
+            QueueState::Wrong(BrokerError::Missing { .. }) => {
+                missing += 1;
+                ("missing", None, None, None)
+            }
+            QueueState::Wrong(error) => {
+                let sentence = one_line(&error.to_string());
+                complaints.push(sentence.clone());
+                ("wrong", None, None, Some(sentence))
+            }
         };
         if desk.json {
             desk.output.json(&QueueLine {
@@ -126,17 +135,16 @@ async fn verify(mut desk: Desk) -> Result<ExitCode, Failure> {
     if !desk.json {
         table.print(&mut desk.output, "")?;
     }
-    let wrong: Vec<_> = found
-        .iter()
-        .filter_map(|(_, state)| match state {
-            QueueState::Wrong(error) => Some(one_line(&error.to_string())),
-            QueueState::Right { .. } => None,
-        })
-        .collect();
-    if wrong.is_empty() {
+    if missing > 0 {
+        complaints.push(format!(
+            "{missing} of {} queues are not there; `cliquet topology declare` makes them",
+            found.len()
+        ));
+    }
+    if complaints.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {
-        Err(Failure::failed(wrong.join("\n")))
+        Err(Failure::failed(complaints.join("\n")))
     }
 }
 

@@ -1,12 +1,13 @@
 //! Text for terminals: safe, cut to a width, and times as people say them.
 
-use std::{fmt, io::IsTerminal, time::Duration};
+use std::{borrow::Cow, fmt, io::IsTerminal, time::Duration};
 
 use chrono::{DateTime, SubsecRound, Utc};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Text on one line: errors hold line ends and escape sequences, which must not reach the terminal as such.
 pub(super) fn one_line(text: &str) -> String {
+    let text = uncoloured(text);
     let mut line = String::with_capacity(text.len());
     for word in text.split_whitespace() {
         if !line.is_empty() {
@@ -18,9 +19,27 @@ pub(super) fn one_line(text: &str) -> String {
 }
 
 /// The lines of a text, each safe for a terminal.
-pub(super) fn lines(text: &str) -> impl Iterator<Item = String> {
-    text.lines()
+pub(super) fn lines(text: &str) -> Vec<String> {
+    uncoloured(text)
+        .lines()
         .map(|line| line.replace('\t', "    ").chars().map(shown).collect())
+        .collect()
+}
+
+/// The text without the colours that programs write (`ESC [ … letter`), which are no part of what they say.
+fn uncoloured(text: &str) -> Cow<'_, str> {
+    if !text.contains("\x1b[") {
+        return Cow::Borrowed(text);
+    }
+    let mut pieces = text.split("\x1b[");
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let rest = piece.trim_start_matches(|c: char| ('\x20'..='\x3f').contains(&c));
+        let mut rest = rest.chars();
+        rest.next();
+        plain.push_str(rest.as_str());
+    }
+    Cow::Owned(plain)
 }
 
 fn shown(c: char) -> char {
@@ -139,11 +158,12 @@ mod tests {
 
     #[test]
     fn text_of_others_cannot_move_the_cursor() {
-        assert_eq!(one_line("bad\r\n\x1b[2J\tthing  "), "bad \u{fffd}[2J thing");
         assert_eq!(
-            lines("a\tb\n\x07c").collect::<Vec<_>>(),
-            ["a    b", "\u{fffd}c"]
+            one_line("bad\r\n\x1b]0;title\x07\tthing  "),
+            "bad \u{fffd}]0;title\u{fffd} thing"
         );
+        assert_eq!(lines("a\tb\n\x07c"), ["a    b", "\u{fffd}c"]);
+        assert_eq!(one_line("\x1b[1;31mred\x1b[0m, \x1b[2J\x1b["), "red,");
     }
 
     #[test]

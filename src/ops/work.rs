@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use super::{Desk, failure::Failure};
 use crate::{handlers::Exec, worker::Worker};
 
-pub(super) const HELP: &str = r#"A handler is a program, named in cliquet.toml; it is given one JSON document on standard input:
+pub(super) const HELP: &str = r#"A handler is a program, named in cliquet.toml. It is given one JSON document on
+standard input, and what it prints is the task's result:
 
   queue = "jobs"
 
@@ -14,7 +15,8 @@ pub(super) const HELP: &str = r#"A handler is a program, named in cliquet.toml; 
   timeout = "2m"
   max_attempts = 5
 
-SIGTERM or SIGINT ends the running tasks and hands the rest of the jobs back (drain_timeout); a second one leaves at once."#;
+SIGTERM or SIGINT lets the running tasks end (at most drain_timeout) and hands
+the rest of the jobs back; a second one leaves at once."#;
 
 pub(super) async fn run(desk: Desk) -> Result<ExitCode, Failure> {
     let config = desk.config;
