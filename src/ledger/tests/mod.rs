@@ -1,6 +1,14 @@
 //! The ledger against a real Postgres: every test has a database of its own, and tells one behaviour in its name.
 
+mod advance;
 mod claim;
+mod due;
+mod fail;
+mod group;
+mod message;
+mod presence;
+mod schema;
+mod transaction;
 
 use std::{
     future::Future,
@@ -24,6 +32,8 @@ pub(super) struct Database {
     pub(super) address: LedgerAddress,
     url: String,
     server: String,
+    /// For looks and for whatever commits at once; made at the first use and then kept, since a login takes its time.
+    own: tokio::sync::Mutex<Option<PgConnection>>,
 }
 
 impl Database {
@@ -40,6 +50,7 @@ impl Database {
             url: url.into(),
             server,
             name,
+            own: tokio::sync::Mutex::default(),
         };
         let mut admin = PgConnection::connect(&database.server).await.unwrap();
         let create = format!("CREATE DATABASE {} TEMPLATE template0", database.name);
@@ -62,12 +73,17 @@ impl Database {
         PgConnection::connect(&self.url).await.unwrap()
     }
 
-    /// Runs one or more statements on a connection of the test's own.
+    async fn own(&self) -> tokio::sync::MappedMutexGuard<'_, PgConnection> {
+        let mut own = self.own.lock().await;
+        if own.is_none() {
+            *own = Some(self.connect().await);
+        }
+        tokio::sync::MutexGuard::map(own, |own| own.as_mut().unwrap())
+    }
+
+    /// Runs one or more statements.
     pub(super) async fn run(&self, sql: &str) {
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-            .execute(&mut self.connect().await)
-            .await
-            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+        on(&mut *self.own().await, sql).await;
     }
 
     /// The single value that a statement answers.
@@ -76,7 +92,7 @@ impl Database {
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
         sqlx::query(AssertSqlSafe(sql.to_owned()))
-            .fetch_one(&mut self.connect().await)
+            .fetch_one(&mut *self.own().await)
             .await
             .and_then(|row| row.try_get(0))
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
@@ -85,7 +101,7 @@ impl Database {
     /// What Postgres says against a statement.
     pub(super) async fn refusal(&self, sql: &str) -> String {
         match sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-            .execute(&mut self.connect().await)
+            .execute(&mut *self.own().await)
             .await
         {
             Ok(_) => panic!("Postgres took it: {sql}"),
@@ -348,6 +364,26 @@ pub(super) fn lock_of(worker: i64) -> String {
     )
 }
 
+/// Writes one transition on a connection of the test's own, which may hold a transaction open.
+pub(super) async fn write<V: lane::Verb>(
+    connection: &mut PgConnection,
+    worker: &Worker,
+    verb: V,
+) -> Option<V::Answer> {
+    V::write(connection, worker.ledger.holder(), &[&verb])
+        .await
+        .unwrap()
+        .remove(0)
+}
+
+/// Runs one or more statements on this connection.
+pub(super) async fn on(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(connection)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
 /// A job of so many tasks.
 pub(super) fn job_of(tasks: usize) -> Arc<JobMessage> {
     let handlers: Vec<_> = (1..=tasks).map(|number| format!("step_{number}")).collect();
@@ -443,5 +479,47 @@ pub(super) async fn until<F: Future<Output = bool>>(what: &str, mut look: impl F
             "not within {DEADLINE:?}: {what}"
         );
         sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Makes a worker's heartbeat too old, while its lock is held.
+pub(super) async fn stale(database: &Database, worker: &Worker) {
+    let sql = format!(
+        "UPDATE cliquet.workers SET seen_at = clock_timestamp() - interval '1 day' WHERE id = {}",
+        worker.id()
+    );
+    database.run(&sql).await;
+}
+
+/// Cancels a job as an operator does: the epoch is taken from whoever holds it.
+pub(super) async fn cancel(database: &Database, id: JobId) {
+    let sql = format!(
+        "UPDATE cliquet.jobs SET status = 'CANCELLED', epoch = epoch + 1, holder = NULL, next_attempt_at = NULL, finished_at = now() WHERE id = '{id}';
+         UPDATE cliquet.tasks SET status = 'PENDING', epoch = epoch + 1 WHERE job_id = '{id}' AND status = 'PROCESSING'"
+    );
+    database.run(&sql).await;
+}
+
+/// Enqueues a job in SQL, as a user does within a transaction of their own.
+pub(super) async fn enqueue(database: &Database, message: &JobMessage) {
+    let mut connection = database.own().await;
+    sqlx::query("INSERT INTO cliquet.jobs (id, epoch, generation, sent, next_attempt_at, total, status, queue, kind, payload) VALUES ($1, 0, 0, -1, now(), $2, 'PENDING', 'jobs', $3, $4::json)")
+        .bind(message.id.0)
+        .bind(message.tasks.len() as i32)
+        .bind(&message.kind)
+        .bind(message.payload.get())
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    for (index, task) in message.tasks.iter().enumerate() {
+        sqlx::query("INSERT INTO cliquet.tasks (job_id, position, handler, label, input) VALUES ($1, $2, $3, $4, $5::json)")
+            .bind(message.id.0)
+            .bind(index as i32 + 1)
+            .bind(&task.handler)
+            .bind(&task.label)
+            .bind(task.input.get())
+            .execute(&mut *connection)
+            .await
+            .unwrap();
     }
 }
