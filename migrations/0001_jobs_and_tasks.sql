@@ -31,7 +31,7 @@ CREATE TABLE cliquet.jobs (
     CONSTRAINT finished_exactly_when_over CHECK ((status IN ('SUCCESS', 'FAILED', 'CANCELLED')) = (finished_at IS NOT NULL)),
     CONSTRAINT no_error_in_success CHECK (status <> 'SUCCESS' OR error IS NULL),
     CONSTRAINT failed_says_why CHECK (status NOT IN ('FAILED', 'RETRYING') OR error IS NOT NULL)
-) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.05);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.05);
 
 COMMENT ON TABLE cliquet.jobs IS 'One row a job. A job is an ordered list of tasks that arrived as one RabbitMQ message.';
 COMMENT ON COLUMN cliquet.jobs.id IS 'Chosen by the publisher; the same id is the same job.';
@@ -76,7 +76,7 @@ CREATE TABLE cliquet.tasks (
     CONSTRAINT error_exactly_when_failed CHECK ((status = 'FAILED') = (error IS NOT NULL)),
     CONSTRAINT result_only_of_success CHECK (result IS NULL OR status = 'SUCCESS'),
     CONSTRAINT begun_has_an_attempt CHECK (status = 'PENDING' OR (attempt > 0 AND started_at IS NOT NULL))
-) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.05);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.05);
 
 COMMENT ON TABLE cliquet.tasks IS 'The steps of a job, in the order of position. SUCCESS is never undone.';
 COMMENT ON COLUMN cliquet.tasks.position IS '1, 2, 3 … A task starts only when every task before it is SUCCESS.';

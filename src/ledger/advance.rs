@@ -64,7 +64,8 @@ pub(crate) enum Written {
 
 /// The statement, over rows of `(job_id, position, epoch, attempt, result, next)`.
 ///
-/// `IN` stands inside an `OR` so that the planner hashes the small list instead of joining row by row with it.
+/// `IN` stands inside an `OR` so that the planner hashes the small list instead of joining row by row with it. The count is
+/// there to be reckoned first: every job's row is locked before the first task's, as the claim does it.
 macro_rules! advance {
     ($rows:literal) => {
         concat!(
@@ -82,7 +83,7 @@ macro_rules! advance {
     UPDATE cliquet.tasks task SET status = 'SUCCESS', finished_at = clock_timestamp(), result = v.result::json
       FROM v WHERE task.job_id = v.job_id AND task.position = v.position AND task.status = 'PROCESSING'
                AND task.epoch = v.epoch AND task.attempt = v.attempt
-               AND (v.next = 'task' OR v.job_id IN (SELECT ended.id FROM ended))
+               AND (v.next = 'task' OR v.job_id IN (SELECT ended.id FROM ended)) AND (SELECT count(*) FROM ended) >= 0
     RETURNING task.job_id, task.position, task.epoch, v.next
 ), begun AS (
     UPDATE cliquet.tasks task SET status = 'PROCESSING', epoch = done.epoch, attempt = task.attempt + 1, started_at = clock_timestamp()
@@ -112,6 +113,10 @@ impl Verb for Advance {
 
     fn job(&self) -> JobId {
         self.stand.job
+    }
+
+    fn weight(&self) -> usize {
+        1 + self.result.get().len() / 1024
     }
 
     async fn write(

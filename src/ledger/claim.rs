@@ -5,8 +5,10 @@
 //!
 //! Locks, in this order: the rows of `jobs` by id, then each claimed job's frontier (its first task that is not SUCCESS).
 //! Only the frontier can be written by a former holder, so raising the epoch on that one row is the whole fence, however
-//! many tasks are left. The parts of one statement share a snapshot: when the frontier has moved on since, or two claims
-//! race to insert, the row comes back without an answer and is asked again.
+//! many tasks are left. The parts of one statement share a snapshot, but a row that had to be waited for is seen as it is now:
+//! when the frontier has moved on since, when two claims race to insert, or when the holder is younger than the snapshot, the
+//! row comes back without an answer and is asked again. A heartbeat is as old as the snapshot, so its age is reckoned at the
+//! statement's beginning, not after the wait.
 //!
 //! A job whose frontier a worker has died in is claimed in two steps: the first, made by whoever receives it, counts the
 //! crash and leaves the job unheld (*Suspect*); the second, made by a process that runs no other such job, begins it. A
@@ -20,7 +22,7 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use std::{sync::Arc, time::Duration};
 
-use super::{Holder, lane::Verb};
+use super::{Holder, lane::Verb, message::stored_message};
 use crate::{
     job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, null},
     task::TaskResult,
@@ -118,7 +120,8 @@ WITH asked AS (
        FOR NO KEY UPDATE OF job
 ), verdict AS MATERIALIZED (
     SELECT known.*,
-           CASE WHEN known.fingerprint <> known.asked_fingerprint THEN 'conflict'
+           CASE WHEN known.fingerprint IS NULL THEN 'unread'
+                WHEN known.fingerprint <> known.asked_fingerprint THEN 'conflict'
                 WHEN known.status = 'FAILED' AND known.asked_generation >= known.generation THEN 'retried'
                 WHEN known.status = 'FAILED' AND known.sent >= known.generation THEN 'stale'
                 WHEN known.status = 'FAILED' THEN 'park_again'
@@ -128,35 +131,39 @@ WITH asked AS (
                 WHEN known.holder = $9 AND known.epoch = known.running THEN 'mine'
                 WHEN known.holder = $9 THEN 'regained'
                 WHEN known.holder IS NULL THEN 'resumed'
-                WHEN worker.id IS NULL OR worker.stopped_at IS NOT NULL OR worker.seen_at < clock_timestamp() - worker.patience THEN 'taken_over'
+                WHEN worker.id IS NULL AND known.epoch IS DISTINCT FROM (SELECT seen.epoch FROM cliquet.jobs seen WHERE seen.id = known.id) THEN NULL
+                WHEN worker.id IS NULL OR worker.stopped_at IS NOT NULL OR worker.seen_at < statement_timestamp() - worker.patience THEN 'taken_over'
                 WHEN known.redelivered AND worker.locked_at > pg_postmaster_start_time()
                      AND pg_try_advisory_xact_lock_shared(worker.lock_key) THEN 'taken_over'
                 ELSE 'busy' END AS answer
       FROM known LEFT JOIN cliquet.workers worker ON worker.id = known.holder
 ), frontier AS MATERIALIZED (
-    SELECT verdict.id, verdict.epoch, verdict.answer, verdict.asked_generation, task.*,
-           NOT verdict.alone AND verdict.answer <> 'retried'
-               AND (task.crashes > 0 OR verdict.answer = 'taken_over' AND task.status = 'PROCESSING') AS suspect
+    SELECT verdict.id, verdict.epoch, verdict.answer, verdict.asked_generation, verdict.holder, task.*,
+           NOT verdict.alone AND verdict.answer <> 'retried' AS wary
       FROM verdict CROSS JOIN LATERAL (
-          SELECT task.position, task.status, task.attempt, task.crashes, task.started_at
+          SELECT task.position, task.started_at
             FROM cliquet.tasks task
            WHERE task.job_id = verdict.id AND task.status <> 'SUCCESS'
            ORDER BY task.position LIMIT 1) task
      WHERE verdict.answer IN ('retried', 'regained', 'resumed', 'taken_over')
 ), begun AS (
     UPDATE cliquet.tasks task
-       SET status = CASE WHEN frontier.suspect THEN 'PENDING' ELSE 'PROCESSING' END::cliquet.task_status,
+       SET status = CASE WHEN frontier.wary AND (task.crashes > 0 OR frontier.answer = 'taken_over') THEN 'PENDING'
+                         ELSE 'PROCESSING' END::cliquet.task_status,
+           started_at = CASE WHEN frontier.wary AND (task.crashes > 0 OR frontier.answer = 'taken_over') THEN NULL
+                             ELSE clock_timestamp() END,
            epoch = frontier.epoch + 1, finished_at = NULL, error = NULL,
-           started_at = CASE WHEN frontier.suspect THEN NULL ELSE clock_timestamp() END,
            attempt = CASE WHEN frontier.answer = 'retried' THEN 1
-                          ELSE task.attempt + (task.status <> 'PROCESSING')::int - frontier.suspect::int END,
+                          ELSE task.attempt + (task.status <> 'PROCESSING')::int
+                               - (frontier.wary AND (task.crashes > 0 OR frontier.answer = 'taken_over'))::int END,
            crashes = CASE WHEN frontier.answer = 'retried' THEN 0
-                          WHEN frontier.answer = 'taken_over' AND task.status = 'PROCESSING' THEN task.crashes + 1
+                          WHEN frontier.answer = 'taken_over' THEN task.crashes + 1
                           ELSE task.crashes END
       FROM frontier
      WHERE task.job_id = frontier.id AND task.position = frontier.position AND task.status <> 'SUCCESS'
-    RETURNING task.job_id, task.position, task.attempt, task.crashes, frontier.suspect, frontier.answer, frontier.asked_generation,
-              frontier.epoch AS former_epoch, frontier.started_at AS crashed_from, task.crashes > frontier.crashes AS crashed
+    RETURNING task.job_id, task.position, task.attempt, task.crashes, frontier.answer, frontier.asked_generation,
+              frontier.epoch AS former_epoch, frontier.holder AS former_holder, frontier.started_at AS crashed_from,
+              frontier.wary AND task.crashes > 0 AS suspect
 ), held AS (
     UPDATE cliquet.jobs job
        SET status = CASE WHEN begun.suspect THEN 'PENDING' ELSE 'PROCESSING' END::cliquet.job_status,
@@ -172,8 +179,8 @@ WITH asked AS (
     INSERT INTO cliquet.failures (job_id, position, epoch, attempt, worker, error, started_at)
     SELECT begun.job_id, begun.position, begun.former_epoch, begun.attempt + begun.suspect::int, coalesce(worker.name, 'unknown'),
            'the worker died, or was cut off, while it ran this task', begun.crashed_from
-      FROM begun JOIN verdict ON verdict.id = begun.job_id LEFT JOIN cliquet.workers worker ON worker.id = verdict.holder
-     WHERE begun.crashed
+      FROM begun LEFT JOIN cliquet.workers worker ON worker.id = begun.former_holder
+     WHERE begun.answer = 'taken_over'
     ON CONFLICT DO NOTHING
 ), created AS (
     INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, started_at)
@@ -214,6 +221,12 @@ impl Verb for Claim {
 
     fn job(&self) -> JobId {
         self.message.id
+    }
+
+    fn weight(&self) -> usize {
+        let tasks = &self.message.tasks;
+        let inputs: usize = tasks.iter().map(|task| task.input.get().len()).sum();
+        tasks.len() + (inputs + self.message.payload.get().len()) / 1024 + 1
     }
 
     async fn write(
@@ -308,19 +321,40 @@ impl Verb for Claim {
                     .collect::<Vec<_>>(),
             )
             .bind(group.iter().map(|claim| claim.alone).collect::<Vec<_>>())
-            .fetch_all(connection)
+            .fetch_all(&mut *connection)
             .await?;
 
         let mut answers: Vec<Option<Answer>> = ids.iter().map(|_| None).collect();
         for row in rows {
             let id: uuid::Uuid = row.try_get("id")?;
-            // The group is sorted by id.
-            if let Ok(index) = ids.binary_search(&id) {
+            if row.try_get::<&str, _>("answer")? == "unread" {
+                take_fingerprint(connection, JobId(id)).await?;
+            } else if let Ok(index) = ids.binary_search(&id) {
+                // The group is sorted by id.
                 answers[index] = Some(read(&row)?);
             }
         }
         Ok(answers)
     }
+}
+
+/// A job that was enqueued in SQL has no fingerprint yet. It is taken from what is stored, so that a message which asks for
+/// something else is a conflict here too; the claim is asked again then.
+async fn take_fingerprint(connection: &mut PgConnection, job: JobId) -> Result<(), sqlx::Error> {
+    // What is stored and cannot be read is refused for good, like a value that cannot be sent.
+    let stored = stored_message(&mut *connection, job)
+        .await?
+        .map_err(|damage| sqlx::Error::Encode(damage.into()))?;
+    if let Some(stored) = stored {
+        sqlx::query(
+            "UPDATE cliquet.jobs SET fingerprint = $2 WHERE id = $1 AND fingerprint IS NULL",
+        )
+        .bind(job.0)
+        .bind(&stored.message.fingerprint.0[..])
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
 }
 
 fn read(row: &PgRow) -> Result<Answer, sqlx::Error> {

@@ -50,10 +50,18 @@ impl LedgerAddress {
     }
 
     /// Options for a connection of the given purpose, which `pg_stat_activity` shows.
+    ///
+    /// Postgres notices within half a minute that the other end has vanished without a word. By default it takes two hours,
+    /// and for so long the session would keep its locks: a worker's own lock among them.
     pub(crate) fn options(&self, purpose: &str) -> PgConnectOptions {
         self.options
             .clone()
             .application_name(&format!("cliquet {purpose}"))
+            .options([
+                ("tcp_keepalives_idle", "10"),
+                ("tcp_keepalives_interval", "5"),
+                ("tcp_keepalives_count", "3"),
+            ])
     }
 
     /// Options for a connection that only writes the ledger's own statements.

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use sqlx::{PgPool, Row, pool::PoolConnection};
+use sqlx::{PgConnection, PgPool, Row, pool::PoolConnection};
 
-use super::{Holder, LedgerError, connect::sentence};
+use super::{Holder, LedgerError, connect::sentence, transaction::give_back};
 use crate::job::{Generation, JobId};
 
 /// A job whose message has to be sent (again).
@@ -34,13 +34,15 @@ pub(crate) enum What {
 /// "clqr" and the queue's hash: one reconciler acts on a queue at a time.
 const ALONE: &str = "SELECT pg_try_advisory_lock(x'636c7172'::int4, hashtext($1))";
 
-/// Each part is bounded and rests on a small partial index.
+/// Each part is bounded and rests on a small partial index. The first bound on the time is there for the index: a constant
+/// for the statement, so that what waits on the rungs is not read.
 const OWED: &str = r"
 (SELECT job.id, job.generation, CASE WHEN job.sent < 0 THEN 'enqueued' ELSE 'overdue' END AS what,
         extract(epoch FROM clock_timestamp() - job.next_attempt_at)::float8 AS overdue
    FROM cliquet.jobs job
   WHERE job.next_attempt_at IS NOT NULL AND job.queue = $1
-    AND job.next_attempt_at < clock_timestamp() - CASE WHEN job.sent < 0 THEN interval '0' ELSE make_interval(secs => $2) END
+    AND job.next_attempt_at <= statement_timestamp()
+    AND job.next_attempt_at <= statement_timestamp() - CASE WHEN job.sent < 0 THEN interval '0' ELSE make_interval(secs => $2) END
   ORDER BY job.next_attempt_at LIMIT 500)
 UNION ALL
 (SELECT job.id, job.generation, 'unparked', 0::float8
@@ -49,15 +51,21 @@ UNION ALL
     AND job.finished_at < clock_timestamp() - make_interval(secs => $2)
   LIMIT 500)";
 
-/// A worker that ended long ago has left nothing that was not found then.
+/// Workers that are dead and may have left jobs behind. Whoever was found to hold nothing is not asked for again, since the
+/// answer costs a read of the whole table.
 const DEAD: &str = r"
 SELECT id FROM cliquet.workers
- WHERE queue = $1 AND (stopped_at IS NOT NULL OR seen_at < clock_timestamp() - patience)
-   AND coalesce(stopped_at, seen_at) > clock_timestamp() - interval '1 day' AND id <> $2";
+ WHERE queue = $1 AND (stopped_at IS NOT NULL OR seen_at < statement_timestamp() - patience)
+   AND (cleared_at IS NULL OR cleared_at < seen_at) AND id <> $2";
 
-const HELD: &str = r"
+const ABANDONED: &str = r"
 SELECT job.id, job.generation FROM cliquet.jobs job
  WHERE job.holder = ANY($1) AND job.status = 'PROCESSING' LIMIT 500";
+
+/// They hold nothing. A worker that has only just stopped is left for the next look: its last claim may be on its way.
+const CLEARED: &str = r"
+UPDATE cliquet.workers SET cleared_at = clock_timestamp()
+ WHERE id = ANY($1) AND coalesce(stopped_at, seen_at) < statement_timestamp() - interval '1 minute'";
 
 const PUT_OFF: &str = r"
 UPDATE cliquet.jobs SET next_attempt_at = clock_timestamp() + make_interval(secs => $3)
@@ -80,7 +88,12 @@ impl Reconciling {
             .await
             .and_then(|row| row.try_get(0))
             .map_err(unavailable)?;
-        Ok(alone.then_some(Self { connection, queue }))
+        if !alone {
+            return Ok(None);
+        }
+        // However this ends, a connection that holds the lock must never go back to the pool: only `end` returns it.
+        connection.close_on_drop();
+        Ok(Some(Self { connection, queue }))
     }
 
     /// What is owed now: what is due for longer than `grace`.
@@ -111,27 +124,35 @@ impl Reconciling {
             .map_err(unavailable)
     }
 
-    /// Workers of this queue that are dead and may have left jobs behind.
-    pub(crate) async fn dead_workers(&mut self, holder: &Holder) -> Result<Vec<i64>, LedgerError> {
-        let rows = sqlx::query(DEAD)
+    /// Jobs whose holder is dead. When workers have died this reads the whole table, so it is asked rarely.
+    pub(crate) async fn abandoned(&mut self, holder: &Holder) -> Result<Vec<Owed>, LedgerError> {
+        let connection: &mut PgConnection = &mut self.connection;
+        let dead = sqlx::query(DEAD)
             .bind(&self.queue)
             .bind(holder.id)
-            .fetch_all(&mut *self.connection)
+            .fetch_all(&mut *connection)
             .await
             .map_err(unavailable)?;
-        rows.iter()
+        let dead: Vec<i64> = dead
+            .iter()
             .map(|row| row.try_get("id"))
             .collect::<Result<_, _>>()
-            .map_err(unavailable)
-    }
-
-    /// Jobs that these workers hold. This reads the whole table: it is asked once for each death.
-    pub(crate) async fn held_by(&mut self, workers: &[i64]) -> Result<Vec<Owed>, LedgerError> {
-        let rows = sqlx::query(HELD)
-            .bind(workers)
-            .fetch_all(&mut *self.connection)
+            .map_err(unavailable)?;
+        if dead.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = sqlx::query(ABANDONED)
+            .bind(&dead)
+            .fetch_all(&mut *connection)
             .await
             .map_err(unavailable)?;
+        if rows.is_empty() {
+            sqlx::query(CLEARED)
+                .bind(&dead)
+                .execute(connection)
+                .await
+                .map_err(unavailable)?;
+        }
         let read = |row: &sqlx::postgres::PgRow| {
             Ok(Owed {
                 job: JobId(row.try_get("id")?),
@@ -165,9 +186,8 @@ impl Reconciling {
     pub(crate) async fn end(mut self) {
         let unlock = sqlx::query("SELECT pg_advisory_unlock(x'636c7172'::int4, hashtext($1))")
             .bind(&self.queue);
-        if unlock.execute(&mut *self.connection).await.is_err() {
-            // A connection that may still hold the lock must not go back to the pool.
-            super::transaction::discard(Some(self.connection));
+        if unlock.execute(&mut *self.connection).await.is_ok() {
+            give_back(self.connection);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Fail: one commit writes FAILED, the error, the next generation and when the job is due; only then is its copy sent.
 //!
-//! Locks: the job's row, then its task. A crash before the commit leaves the task PROCESSING under a dead holder (row 9);
-//! after it and before the copy is confirmed, the old message comes back as an older generation and the copy is sent then
-//! (rows 3 and 6).
+//! Locks: the jobs' rows, then their tasks; the count in the statement is there to be reckoned between the two. A crash before
+//! the commit leaves the task PROCESSING under a dead holder (row 9); after it and before the copy is confirmed, the old
+//! message comes back as an older generation and the copy is sent then (rows 3 and 6).
 
 use std::time::Duration;
 
@@ -36,11 +36,13 @@ WITH v AS (
            next_attempt_at = clock_timestamp() + make_interval(secs => v.delay),
            finished_at = CASE WHEN v.delay IS NULL THEN clock_timestamp() END
       FROM v WHERE job.id = v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
+               AND EXISTS (SELECT FROM cliquet.tasks task WHERE task.job_id = v.job_id AND task.position = v.position
+                              AND task.status = 'PROCESSING' AND task.epoch = v.epoch AND task.attempt = v.attempt)
     RETURNING v.*
 ), failed AS (
     UPDATE cliquet.tasks task SET status = 'FAILED', finished_at = clock_timestamp(), error = ended.error
       FROM ended WHERE task.job_id = ended.job_id AND task.position = ended.position AND task.status = 'PROCESSING'
-                   AND task.epoch = ended.epoch AND task.attempt = ended.attempt
+                   AND task.epoch = ended.epoch AND task.attempt = ended.attempt AND (SELECT count(*) FROM ended) >= 0
     RETURNING task.job_id, task.position, task.epoch, task.attempt, task.error, task.started_at
 ), recorded AS (
     INSERT INTO cliquet.failures (job_id, position, epoch, attempt, worker, error, started_at)

@@ -31,6 +31,9 @@ use crate::{job::JobId, retry::RetryPolicy};
 
 /// The most transitions in one statement; more than this gains nothing and makes neighbours wait.
 const LARGEST_GROUP: usize = 512;
+/// The heaviest group, in rows: a statement must end well within the lane's `statement_timeout`, or it would be repeated
+/// for ever, and must fit into a message. The heaviest transition there can be fits alone.
+pub(super) const HEAVIEST_GROUP: usize = 20_000;
 /// The most callers that wait for one lane before its senders wait for room.
 const LANE_DEPTH: usize = 4096;
 /// A write that Postgres does not answer for this long (a network that swallows packets) loses its connection.
@@ -46,6 +49,11 @@ pub(crate) trait Verb: Send + Sync + Sized + 'static {
 
     /// The job it concerns.
     fn job(&self) -> JobId;
+
+    /// How many rows it writes, or as much as them.
+    fn weight(&self) -> usize {
+        1
+    }
 
     /// Writes the group, sorted by job id, in one commit. The answers are in the group's order; `None` means that the
     /// statement's snapshot was too old to decide, and that it is to be asked again.
@@ -186,11 +194,16 @@ impl Lane {
         group.sort_by_key(|waiting| waiting.verb.job());
         while !group.is_empty() {
             // Two transitions of one job never share a statement: it would see the row once.
-            let mut seen = None;
+            let (mut seen, mut weight) = (None, 0);
             let (now, later): (Vec<_>, Vec<_>) = group.into_iter().partition(|waiting| {
                 let first = seen != Some(waiting.verb.job());
                 seen = Some(waiting.verb.job());
-                first
+                let heavier = weight + waiting.verb.weight();
+                let goes = first && (weight == 0 || heavier <= HEAVIEST_GROUP);
+                if goes {
+                    weight = heavier;
+                }
+                goes
             });
             self.write_distinct(now).await;
             group = later;

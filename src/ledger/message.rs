@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use sqlx::{PgPool, Row};
+use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
 
 use super::{LedgerError, connect::sentence};
 use crate::job::{Generation, JobId, JobMessage, JobStatus, TaskSpec, null};
@@ -34,17 +34,34 @@ SELECT job.kind, job.payload::text AS payload, job.generation, job.status::text 
 /// # Errors
 /// [`LedgerError::Unavailable`] when Postgres cannot be read; [`LedgerError::Schema`] when what is stored is no job.
 pub async fn message(pool: &PgPool, job: JobId) -> Result<Option<StoredMessage>, LedgerError> {
-    let rows = sqlx::query(MESSAGE)
-        .bind(job.0)
-        .fetch_all(pool)
+    let mut connection = pool
+        .acquire()
         .await
         .map_err(|error| LedgerError::Unavailable(sentence(&error)))?;
+    stored_message(&mut connection, job)
+        .await
+        .map_err(|error| LedgerError::Unavailable(sentence(&error)))?
+        .map_err(LedgerError::Schema)
+}
+
+/// Reads a job's message; the inner error says why what is stored is no job.
+pub(crate) async fn stored_message(
+    connection: &mut PgConnection,
+    job: JobId,
+) -> Result<Result<Option<StoredMessage>, String>, sqlx::Error> {
+    let rows = sqlx::query(MESSAGE)
+        .bind(job.0)
+        .fetch_all(connection)
+        .await?;
+    Ok(assemble(job, &rows))
+}
+
+fn assemble(job: JobId, rows: &[PgRow]) -> Result<Option<StoredMessage>, String> {
     let Some(first) = rows.first() else {
         return Ok(None);
     };
-    let damaged = |error: &dyn std::fmt::Display| {
-        LedgerError::Schema(format!("the stored job {job} cannot be read: {error}"))
-    };
+    let damaged =
+        |error: &dyn std::fmt::Display| format!("the stored job {job} cannot be read: {error}");
     let json = |text: Option<String>| match text {
         Some(text) => RawValue::from_string(text).map_err(|error| damaged(&error)),
         None => Ok(null()),
@@ -87,7 +104,7 @@ pub async fn message(pool: &PgPool, job: JobId) -> Result<Option<StoredMessage>,
                 ..task
             })
         })
-        .collect::<Result<_, LedgerError>>()?;
+        .collect::<Result<_, String>>()?;
     let message = JobMessage::assemble(job, kind, Some(json(Some(payload))?), tasks)
         .map_err(|error| damaged(&error))?;
     let status = status.parse().map_err(|error: String| damaged(&error))?;

@@ -15,6 +15,9 @@ mod schema;
 mod sent;
 mod transaction;
 
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use sqlx::PgPool;

@@ -44,12 +44,11 @@ pub(crate) struct Presence {
 /// How long a heartbeat may take before its session is given up; short, since a session that hangs is no witness.
 const NO_ANSWER: Duration = Duration::from_secs(10);
 
+/// Workers that were dead a week ago and held nothing are forgotten.
 const REGISTER: &str = r"
 WITH forgotten AS (
     DELETE FROM cliquet.workers worker
-     WHERE worker.seen_at < clock_timestamp() - interval '7 days'
-       AND NOT EXISTS (SELECT 1 FROM cliquet.jobs job WHERE job.holder = worker.id AND job.status = 'PROCESSING')
-       AND worker.stopped_at IS NOT NULL
+     WHERE worker.cleared_at < statement_timestamp() - interval '7 days' AND worker.cleared_at > worker.seen_at
 )
 INSERT INTO cliquet.workers (name, host, pid, version, queue, patience)
 VALUES ($1, $2, $3, $4, $5, make_interval(secs => $6)) RETURNING id";

@@ -59,13 +59,7 @@ impl HandlerTransaction {
             )
         })?;
         if open.is_none() {
-            let connection = open.insert(self.pool.acquire().await?);
-            // However this attempt ends, an open transaction must never go back to the pool: only `give_back` returns it.
-            connection.close_on_drop();
-            if let Err(error) = sqlx::raw_sql("BEGIN").execute(&mut **connection).await {
-                discard(open.take());
-                return Err(error);
-            }
+            *open = Some(begun(&self.pool).await?);
         }
         match OwnedMutexGuard::try_map(open, |open| open.as_deref_mut()) {
             Ok(guard) => Ok(Transaction(guard)),
@@ -88,6 +82,22 @@ impl HandlerTransaction {
     pub(crate) fn abandon(&self) {
         if let Ok(open) = self.take() {
             discard(open);
+        }
+    }
+}
+
+/// A connection with an open transaction. Connections that died idle, as all do in a restart of Postgres, are found out by
+/// their BEGIN, and are no failure of the handler's attempt while another can be had.
+async fn begun(pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    let mut more = pool.options().get_max_connections();
+    loop {
+        let mut connection = pool.acquire().await?;
+        // However this attempt ends, an open transaction must never go back to the pool: only `give_back` returns it.
+        connection.close_on_drop();
+        match sqlx::raw_sql("BEGIN").execute(&mut *connection).await {
+            Ok(_) => return Ok(connection),
+            Err(error) if more == 0 => return Err(error),
+            Err(_) => more -= 1,
         }
     }
 }

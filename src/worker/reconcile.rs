@@ -44,11 +44,9 @@ pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
     }
 }
 
-/// What this process remembers between its looks, so that a death costs a few looks at the whole table and not one each time.
+/// What this process remembers between its looks.
 #[derive(Default)]
 struct Memory {
-    /// Dead workers that were looked after, and whether they still held jobs then.
-    mourned: HashMap<i64, bool>,
     /// When the message of an abandoned job was last sent, and how often.
     abandoned: HashMap<JobId, (Instant, u32)>,
 }
@@ -109,7 +107,7 @@ async fn look_alone(
     Ok(())
 }
 
-/// Jobs of workers that died since the last look, and of those that still had some then.
+/// Jobs of dead workers.
 ///
 /// A message that is sent for such a job may well be delivered to the very worker that hangs: it is sent again soon, and
 /// then at doubling pauses, until a consumer that is alive has it.
@@ -118,17 +116,7 @@ async fn abandoned(
     reconciling: &mut Reconciling,
     memory: &mut Memory,
 ) -> Result<Vec<Owed>, LedgerError> {
-    let mut dead = reconciling.dead_workers(crew.ledger.holder()).await?;
-    memory.mourned.retain(|worker, _| dead.contains(worker)); // one that was only cut off may be back
-    dead.retain(|worker| memory.mourned.get(worker) != Some(&false));
-    if dead.is_empty() {
-        memory.abandoned.clear();
-        return Ok(Vec::new());
-    }
-    let mut held = reconciling.held_by(&dead).await?;
-    memory
-        .mourned
-        .extend(dead.iter().map(|&worker| (worker, !held.is_empty())));
+    let mut held = reconciling.abandoned(crew.ledger.holder()).await?;
     memory
         .abandoned
         .retain(|job, _| held.iter().any(|owed| owed.job == *job));
