@@ -1,8 +1,8 @@
 //! The story: a worker receives deliveries, bounds how many jobs run, and drains when it is asked to stop.
 //!
-//! In reading order: [`delivery`] (one delivery: decode, claim, run, settle), [`run`] (one job, task after task),
-//! [`attempt`] (one execution of a task), [`commit`] (how it enters the ledger), [`settlement`] (what follows, decided and
-//! done), [`in_hand`] (who runs what in this process), [`heartbeat`], [`reconcile`].
+//! In reading order: `delivery` (one delivery: decode, claim, run, settle), `run` (one job, task after task),
+//! `attempt` (one execution of a task), `commit` (how it enters the ledger), `settlement` (what follows, decided and
+//! done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`.
 
 mod attempt;
 mod builder;
