@@ -7,7 +7,7 @@ use std::{future::Future, time::Duration};
 
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::{Instant, timeout};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Address, BrokerError};
 use crate::retry::RetryPolicy;
@@ -18,7 +18,9 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a closing connection may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts to reach the broker.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often the same failure is logged again while it lasts.
+const REMINDER: Duration = Duration::from_secs(30);
 /// The longest name of a worker that is shown to the broker, in bytes: a consumer tag has 255 in all.
 const LONGEST_NAME: usize = 200;
 
@@ -81,11 +83,13 @@ impl From<lapin::Error> for Trouble {
             ErrorKind::ParsingError(error) => (
                 None,
                 format!(
-                    "the AMQP client cannot read what the broker sent ({error}); is there a message with a property or header name that is not UTF-8? Take it out of the queue by hand"
+                    "the AMQP client cannot read what the broker sent ({error}); is a message at the head of the queue whose property or header name is not UTF-8? `rabbitmqadmin get queue=NAME ackmode=reject_requeue_false` moves the first one to the dead queue"
                 ),
             ),
             _ => (None, error.to_string()),
         };
+        // The sentence is put into one of ours.
+        let sentence = sentence.trim_end_matches('.').to_owned();
         Self { code, sentence }
     }
 }
@@ -220,6 +224,8 @@ pub(super) struct Outage {
     /// When it began, while it lasts.
     since: Option<Instant>,
     restored: Option<Instant>,
+    /// The failure that was logged last, and when.
+    told: Option<(BrokerError, Instant)>,
 }
 
 impl Outage {
@@ -231,22 +237,35 @@ impl Outage {
             failures: 0,
             since: None,
             restored: None,
+            told: None,
         }
     }
 
-    /// Logs that an attempt failed, and gives the pause before the next.
+    /// Gives the pause after an attempt that failed. Logs what is news: another reason, or that it still goes on.
     pub fn failed(&mut self, error: &BrokerError) -> Duration {
         let pause = self.pause();
         let (purpose, attempt, pause_ms) = (self.purpose, self.failures, pause.as_millis() as u64);
+        if self
+            .told
+            .as_ref()
+            .is_some_and(|(told, when)| told == error && when.elapsed() < REMINDER)
+        {
+            debug!(
+                broker.purpose = purpose,
+                attempt, pause_ms, "{error}; trying again"
+            );
+            return pause;
+        }
+        self.told = Some((error.clone(), Instant::now()));
         if error.waiting_helps() {
             warn!(
                 broker.purpose = purpose,
-                attempt, pause_ms, "{error}; trying again"
+                attempt, pause_ms, "{error}; trying again and again"
             );
         } else {
             error!(
                 broker.purpose = purpose,
-                attempt, pause_ms, "{error}; trying again in case somebody mends it"
+                attempt, pause_ms, "{error}. Trying again and again, in case somebody mends it"
             );
         }
         pause
@@ -266,6 +285,7 @@ impl Outage {
     /// Logs that everything works again, when it did not.
     pub fn restored(&mut self) {
         self.restored = Some(Instant::now());
+        self.told = None;
         if let Some(since) = self.since.take() {
             let away_ms = since.elapsed().as_millis() as u64;
             info!(

@@ -32,7 +32,7 @@ use super::{
     connect::{Link, Outage, Trouble, answer},
 };
 
-/// The most deliveries at a time: RabbitMQ closes the channel of a quorum queue's consumer that asks for more.
+/// The most deliveries at a time that RabbitMQ means a quorum queue to hand to one consumer.
 const MOST_PREFETCHED: u16 = 2_000;
 /// How long the end of a cancelled stream may take to arrive.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -32,9 +32,10 @@ use crate::retry::{Ladder, Rung};
 ///
 /// Explicit, since the default differs (3.x: never; 4.0 and later: 20), and large, since most returns say nothing
 /// about the message: up to 4.2 every hand-over of a worker that is stopped counts. A message that kills its worker is
-/// found sooner by the ledger, which counts crashes by task. Never -1 for "without limit": RabbitMQ 3.10 takes it and
+/// found sooner by the ledger, which counts crashes by task. Not larger, since a message that the client cannot read
+/// (a property that is not UTF-8) ends the connection at each delivery, and only this limit takes it away. Never -1 for "without limit": RabbitMQ 3.10 takes it and
 /// drops the message at its first return.
-const DELIVERY_LIMIT: u32 = 100_000;
+const DELIVERY_LIMIT: u32 = 1_000;
 /// The longest name of a queue in bytes: AMQP counts its length in one byte.
 const LONGEST_NAME: usize = 255;
 /// How many queues are declared at the same time. Each is a Raft group that the broker has to start.
@@ -404,7 +405,7 @@ mod tests {
                 .iter()
                 .all(|queue| queue["vhost"] == "shop" && queue["durable"] == true)
         );
-        assert_eq!(queues[0]["arguments"]["x-delivery-limit"], 100_000);
+        assert_eq!(queues[0]["arguments"]["x-delivery-limit"], 1_000);
         assert_eq!(
             definitions.as_object().unwrap().len(),
             1,

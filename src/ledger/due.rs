@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool, Row, pool::PoolConnection};
+use sqlx::{PgPool, Row, pool::PoolConnection};
 
 use super::{Holder, LedgerError, connect::sentence};
 use crate::job::{Generation, JobId};
@@ -34,8 +34,7 @@ pub(crate) enum What {
 /// "clqr" and the queue's hash: one reconciler acts on a queue at a time.
 const ALONE: &str = "SELECT pg_try_advisory_lock(x'636c7172'::int4, hashtext($1))";
 
-/// Each part is bounded and rests on a small partial index; the holders of dead workers are looked up only when there are
-/// dead workers that have not been looked after.
+/// Each part is bounded and rests on a small partial index.
 const OWED: &str = r"
 (SELECT job.id, job.generation, CASE WHEN job.sent < 0 THEN 'enqueued' ELSE 'overdue' END AS what,
         extract(epoch FROM clock_timestamp() - job.next_attempt_at)::float8 AS overdue
@@ -50,13 +49,13 @@ UNION ALL
     AND job.finished_at < clock_timestamp() - make_interval(secs => $2)
   LIMIT 500)";
 
-/// Workers that are dead and may have left jobs behind.
+/// A worker that ended long ago has left nothing that was not found then.
 const DEAD: &str = r"
 SELECT id FROM cliquet.workers
  WHERE queue = $1 AND (stopped_at IS NOT NULL OR seen_at < clock_timestamp() - patience)
-   AND coalesce(stopped_at, seen_at) > clock_timestamp() - interval '7 days' AND id <> $2";
+   AND coalesce(stopped_at, seen_at) > clock_timestamp() - interval '1 day' AND id <> $2";
 
-const ABANDONED: &str = r"
+const HELD: &str = r"
 SELECT job.id, job.generation FROM cliquet.jobs job
  WHERE job.holder = ANY($1) AND job.status = 'PROCESSING' LIMIT 500";
 
@@ -112,26 +111,25 @@ impl Reconciling {
             .map_err(unavailable)
     }
 
-    /// Jobs whose holder is dead. This reads the whole table, so it is asked rarely.
-    pub(crate) async fn abandoned(&mut self, holder: &Holder) -> Result<Vec<Owed>, LedgerError> {
-        let connection: &mut PgConnection = &mut self.connection;
-        let dead = sqlx::query(DEAD)
+    /// Workers of this queue that are dead and may have left jobs behind.
+    pub(crate) async fn dead_workers(&mut self, holder: &Holder) -> Result<Vec<i64>, LedgerError> {
+        let rows = sqlx::query(DEAD)
             .bind(&self.queue)
             .bind(holder.id)
-            .fetch_all(&mut *connection)
+            .fetch_all(&mut *self.connection)
             .await
             .map_err(unavailable)?;
-        let dead: Vec<i64> = dead
-            .iter()
+        rows.iter()
             .map(|row| row.try_get("id"))
             .collect::<Result<_, _>>()
-            .map_err(unavailable)?;
-        if dead.is_empty() {
-            return Ok(Vec::new());
-        }
-        let rows = sqlx::query(ABANDONED)
-            .bind(dead)
-            .fetch_all(connection)
+            .map_err(unavailable)
+    }
+
+    /// Jobs that these workers hold. This reads the whole table: it is asked once for each death.
+    pub(crate) async fn held_by(&mut self, workers: &[i64]) -> Result<Vec<Owed>, LedgerError> {
+        let rows = sqlx::query(HELD)
+            .bind(workers)
+            .fetch_all(&mut *self.connection)
             .await
             .map_err(unavailable)?;
         let read = |row: &sqlx::postgres::PgRow| {

@@ -3,5 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broker;
+mod death;
+mod order;
+mod outage;
+mod repair;
 mod resume;
+mod retry;
 mod support;

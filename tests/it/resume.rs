@@ -13,14 +13,13 @@ async fn a_retry_skips_what_succeeded_and_resumes_at_the_failed_task() {
         .publish("a:ok b:gate:two c:fail,gate:three d:ok e:ok")
         .await;
 
-    let two = stage.script.gate("two");
-    two.reached().await;
+    stage.script.reached("two", 1).await;
     assert_eq!(
         stage.tasks(job).await,
         "1:SUCCESS 2:PROCESSING 3:PENDING 4:PENDING 5:PENDING"
     );
     assert_eq!(stage.status(job).await.as_deref(), Some("PROCESSING"));
-    two.open();
+    stage.script.open("two").await;
 
     stage.reaches(job, "RETRYING").await;
     assert_eq!(
@@ -28,20 +27,19 @@ async fn a_retry_skips_what_succeeded_and_resumes_at_the_failed_task() {
         "1:SUCCESS 2:SUCCESS 3:FAILED 4:PENDING 5:PENDING"
     );
 
-    let three = stage.script.gate("three");
-    three.reached().await;
+    stage.script.reached("three", 1).await;
     assert_eq!(
         stage.tasks(job).await,
         "1:SUCCESS 2:SUCCESS 3:PROCESSING 4:PENDING 5:PENDING"
     );
-    three.open();
+    stage.script.open("three").await;
 
     stage.reaches(job, "SUCCESS").await;
     assert_eq!(
         stage.tasks(job).await,
         "1:SUCCESS 2:SUCCESS 3:SUCCESS 4:SUCCESS 5:SUCCESS"
     );
-    assert_eq!(stage.script.positions(job), [1, 2, 3, 3, 4, 5]);
+    assert_eq!(stage.script.positions(job).await, [1, 2, 3, 3, 4, 5]);
     let failures = stage
         .number(
             "SELECT count(*) FROM cliquet.failures WHERE job_id = $1",

@@ -1,8 +1,9 @@
 //! What the tests share: where the services are, and queues of one's own that are gone afterwards.
 
+pub mod services;
 pub mod stage;
 
-use std::{future::Future, path::PathBuf, process::Command, time::Duration};
+use std::{path::PathBuf, process::Command, time::Duration};
 
 use cliquet::{
     broker::{Address, Identity, Place, Topology},
@@ -35,10 +36,7 @@ fn variable(name: &str) -> String {
 }
 
 /// Repeats a question until it is answered with something, and fails after 20 s with the words of what was expected.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut question: impl FnMut() -> F,
-) -> T {
+pub async fn eventually<T>(what: &str, mut question: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(answer) = question().await {
@@ -49,7 +47,8 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
     }
 }
 
-/// `deploy/dev rabbitmqctl ARGS`: on the tests' own broker, so that nothing else is touched. Standard output.
+/// What `rabbitmqctl ARGS` prints about the tests' broker: by `deploy/dev rabbitmqctl`, or by the program that
+/// `CLIQUET_RABBITMQCTL` names when the broker is not one of deploy/dev's.
 pub fn rabbitmqctl(args: &[&str]) -> String {
     let dev = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/dev");
     let mut command = match std::env::var_os("CLIQUET_RABBITMQCTL") {
@@ -77,9 +76,10 @@ pub fn rabbitmqctl(args: &[&str]) -> String {
 /// its queues are deleted in the end, also when the test fails.
 pub struct Queues {
     pub address: Address,
+    pub amqp_url: String,
     pub topology: Topology,
     pub identity: Identity,
-    connection: Connection,
+    connection: tokio::sync::Mutex<Connection>,
 }
 
 impl Queues {
@@ -89,21 +89,27 @@ impl Queues {
     }
 
     pub async fn with_ladder(delays: &[&str]) -> Self {
+        Self::on(&amqp_url(), delays).await
+    }
+
+    /// On a broker of one's own.
+    pub async fn on(amqp_url: &str, delays: &[&str]) -> Self {
         let ladder =
             Ladder::try_from(delays.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
         let topology = Topology::new(&format!("t-{}", uuid::Uuid::new_v4()), ladder).unwrap();
-        let connection = Connection::connect(&amqp_url(), ConnectionProperties::default())
+        let connection = Connection::connect(amqp_url, ConnectionProperties::default())
             .await
             .unwrap_or_else(|error| {
                 panic!("RabbitMQ at AMQP_URL does not answer ({error}): run `deploy/dev up`")
             });
         Self {
-            address: Address::parse(&amqp_url()).unwrap(),
+            address: Address::parse(amqp_url).unwrap(),
+            amqp_url: amqp_url.to_owned(),
             identity: Identity {
                 name: topology.name(Place::Work),
             },
             topology,
-            connection,
+            connection: connection.into(),
         }
     }
 
@@ -123,8 +129,19 @@ impl Queues {
         Place::Rung(self.topology.ladder().rungs()[index])
     }
 
+    /// A channel of the test's own; the connection is opened again when the broker was restarted.
     pub async fn channel(&self) -> Channel {
-        self.connection.create_channel().await.unwrap()
+        let mut connection = self.connection.lock().await;
+        eventually("a channel to RabbitMQ", async || {
+            if let Ok(channel) = connection.create_channel().await {
+                return Some(channel);
+            }
+            *connection = Connection::connect(&self.amqp_url, ConnectionProperties::default())
+                .await
+                .ok()?;
+            None
+        })
+        .await
     }
 
     /// Publishes to the work queue as a stranger would.
@@ -237,6 +254,7 @@ impl Drop for Queues {
             .into_iter()
             .map(|queue| queue.name)
             .collect();
+        let amqp_url = self.amqp_url.clone();
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -244,7 +262,7 @@ impl Drop for Queues {
                 .unwrap();
             runtime.block_on(async {
                 let Ok(connection) =
-                    Connection::connect(&amqp_url(), ConnectionProperties::default()).await
+                    Connection::connect(&amqp_url, ConnectionProperties::default()).await
                 else {
                     return;
                 };
