@@ -10,7 +10,7 @@ use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
 /// all of them are told once, in words, where they are handled.
 pub const STORY: &str = "cliquet=info,lapin=off,warn";
 /// What a command for people logs when `RUST_LOG` says nothing: only what goes wrong.
-pub const WARNINGS: &str = "lapin=off,warn";
+pub const WARNINGS: &str = "cliquet=warn,lapin=off,error";
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

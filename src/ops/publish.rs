@@ -88,24 +88,24 @@ impl Publish {
         let publisher = publisher(&desk, &queue, IN_FLIGHT.min(messages.len())).await?;
         let total = messages.len();
         let bar = progress(total);
-        // Once the broker gives no confirm for so long, what was not tried yet would only wait as well.
-        let away = AtomicBool::new(false);
+        // Whatever keeps one message from its queue keeps the next as well, unless it is the message's own size.
+        let in_the_way = AtomicBool::new(false);
         let mut sent = stream::iter(messages)
             .map(|message| async {
-                if away.load(Ordering::Relaxed) {
+                if in_the_way.load(Ordering::Relaxed) {
                     return (message, None);
                 }
                 let letter =
                     Letter::new(message.body.clone(), &message.id.to_string(), &message.kind);
                 let sent = confirmed(&publisher, &letter).await;
-                if matches!(sent, Err(SendError::Cancelled { .. })) {
-                    away.store(true, Ordering::Relaxed);
+                if !matches!(sent, Ok(()) | Err(SendError::TooLarge { .. })) {
+                    in_the_way.store(true, Ordering::Relaxed);
                 }
                 (message, Some(sent))
             })
             .buffered(IN_FLIGHT);
 
-        let (mut done, mut told) = (0, 0);
+        let (mut done, mut told, mut obstacle_told, mut first) = (0, 0, false, None);
         while let Some((message, sent)) = sent.next().await {
             bar.inc(1);
             match sent {
@@ -122,21 +122,29 @@ impl Publish {
                         desk.output.line(message.id)?;
                     }
                 }
-                Some(Err(error)) if told < TOLD => {
-                    told += 1;
-                    let (line, id) = (message.line, message.id);
-                    note(format_args!("error: line {line}, job {id}: {error}"));
+                Some(Err(error)) => {
+                    first.get_or_insert(message.line);
+                    // What is in the way of one is in the way of all, and told once.
+                    let own = matches!(error, SendError::TooLarge { .. });
+                    if told < TOLD && (own || !obstacle_told) {
+                        told += 1;
+                        obstacle_told |= !own;
+                        let (line, id) = (message.line, message.id);
+                        note(format_args!("error: line {line}, job {id}: {error}"));
+                    }
                 }
-                Some(Err(_)) | None => {}
+                None => {
+                    first.get_or_insert(message.line);
+                }
             }
         }
         bar.finish_and_clear();
         publisher.close().await;
-        if done == total {
+        let Some(first) = first else {
             return Ok(ExitCode::SUCCESS);
-        }
+        };
         Err(Failure::failed(format!(
-            "{done} of {total} messages are confirmed in `{queue}`; publish the others again (an `id` in each message makes it harmless to publish all of them again)"
+            "{done} of {total} messages are confirmed in `{queue}`; the first that is not is on line {first}. Publish again from there (an `id` in each message makes repeats harmless)"
         )))
     }
 }

@@ -1,19 +1,21 @@
 //! Sending for people: what is wrong with the broker is said at once, and nobody waits for ever.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::{Desk, failure::Failure};
-use crate::broker::{Letter, Place, Publisher, SendError};
+use crate::{
+    broker::{Letter, Place, Publisher, SendError},
+    retry::RetryPolicy,
+};
 
-/// How long one message may take. The broker's pauses are over by then, or a person should look.
+/// For how long one message is tried again while the broker is away. A restart is over by then, or a person should look.
 const PATIENCE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A publisher to the work queue `queue`, after a look whether the broker is there: the publisher itself waits for one
-/// that is away, as workers want it.
-/// Up to `in_flight` messages are on their way at a time.
+/// that is away, as workers want it. Up to `in_flight` messages are on their way at a time.
 pub(super) async fn publisher(
     desk: &Desk,
     queue: &str,
@@ -33,17 +35,19 @@ pub(super) async fn publisher(
     ))
 }
 
-/// Sends one message to the work queue until it is confirmed, or 30 s are over.
+/// Sends one message to the work queue until it is confirmed. Again only while the broker is away: a queue that is missing
+/// or full is for the person to mend.
 pub(super) async fn confirmed(publisher: &Publisher, letter: &Letter) -> Result<(), SendError> {
-    let stop = CancellationToken::new();
-    let timer = tokio::spawn({
-        let stop = stop.clone();
-        async move {
-            sleep(PATIENCE).await;
-            stop.cancel();
+    let began = Instant::now();
+    let pauses = RetryPolicy::reconnecting(LONGEST_PAUSE);
+    let mut failures = 0;
+    loop {
+        match publisher.send(&Place::Work, letter).await {
+            Err(SendError::Unavailable { .. }) if began.elapsed() < PATIENCE => {
+                failures += 1;
+                sleep(pauses.delay(failures)).await;
+            }
+            sent => return sent,
         }
-    });
-    let sent = publisher.deliver(&Place::Work, letter, &stop).await;
-    timer.abort();
-    sent
+    }
 }
