@@ -1,14 +1,29 @@
 //! The worker's settings. `cliquet.toml` and `CLIQUET_…` fill them for the binary; the library's builder sets them in code.
+//!
+//! [`Config::load`] reads them: the file first, then the environment, which wins. Every key of the file has a variable of
+//! the same name (`drain_timeout` is `CLIQUET_DRAIN_TIMEOUT`, `max_attempts` of `[retry]` is `CLIQUET_RETRY_MAX_ATTEMPTS`,
+//! `timeout` of `[handlers.upload_image]` is `CLIQUET_HANDLERS_UPLOAD_IMAGE_TIMEOUT`). `AMQP_URL` and `DATABASE_URL` are read
+//! as everyone expects: they win over the file, and `CLIQUET_AMQP_URL` and `CLIQUET_DATABASE_URL` win over them. An empty
+//! variable counts as none.
 
-use std::{collections::BTreeMap, time::Duration};
+mod given;
+mod load;
+mod settings;
+
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
+
+use humantime::format_duration;
 
 use crate::{
+    job::{MAX_NAME_CHARS, MAX_TIMEOUT},
     retry::{Ladder, RetryPolicy},
     task::HandlerOptions,
 };
 
+pub use load::{ConfigError, Environment, environment};
+
 /// Everything a worker can be told, with the defaults that `cliquet.toml` documents.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// Where RabbitMQ is: `amqp://user:password@host:5672/vhost`.
     pub amqp_url: String,
@@ -86,5 +101,225 @@ impl Default for Config {
             declare: true,
             handlers: BTreeMap::new(),
         }
+    }
+}
+
+/// Both addresses may hold passwords, so they are left out: a configuration can be logged.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("queue", &self.queue)
+            .field("name", &self.name)
+            .field("concurrency", &self.concurrency)
+            .field("drain_timeout", &self.drain_timeout)
+            .field("retry", &self.retry)
+            .field("ladder", &self.ladder)
+            .field("heartbeat", &self.heartbeat)
+            .field("patience", &self.patience)
+            .field("crash_limit", &self.crash_limit)
+            .field("hand_over_after", &self.hand_over_after)
+            .field("reconcile_every", &self.reconcile_every)
+            .field("lanes", &self.lanes)
+            .field("publishers", &self.publishers)
+            .field("handler_connections", &self.handler_connections)
+            .field("declare", &self.declare)
+            .field("handlers", &self.handlers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A value out of its range: the key as the file writes it (`retry.jitter`) and the sentence.
+struct OutOfRange {
+    key: String,
+    sentence: String,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Config {
+    /// Whether every value is in its range; [`load`](Self::load) has checked it already.
+    ///
+    /// # Errors
+    /// One sentence a line, each naming its key, what it is and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        let sentences: Vec<_> = self
+            .out_of_range()
+            .into_iter()
+            .map(|problem| problem.sentence)
+            .collect();
+        if sentences.is_empty() {
+            Ok(())
+        } else {
+            Err(sentences.join("\n"))
+        }
+    }
+
+    fn out_of_range(&self) -> Vec<OutOfRange> {
+        let mut found = Vec::new();
+        let mut problem = |key: &str, sentence: String| {
+            found.push(OutOfRange {
+                key: key.to_owned(),
+                sentence,
+            });
+        };
+        for (key, number, allowed) in [
+            ("concurrency", u64::from(self.concurrency), 1..=2_000),
+            ("crash_limit", u64::from(self.crash_limit), 1..=1_000),
+            ("lanes", self.lanes as u64, 1..=64),
+            ("publishers", self.publishers as u64, 1..=256),
+            (
+                "handler_connections",
+                u64::from(self.handler_connections),
+                1..=1_000,
+            ),
+        ] {
+            if !allowed.contains(&number) {
+                let (least, most) = (allowed.start(), allowed.end());
+                problem(
+                    key,
+                    format!("`{key}` is {number}; expected {least} to {most}"),
+                );
+            }
+        }
+        let some = Duration::from_millis(50);
+        let delays: [(&str, Duration, RangeInclusive<Duration>); 5] = [
+            ("drain_timeout", self.drain_timeout, Duration::ZERO..=DAY),
+            (
+                "heartbeat",
+                self.heartbeat,
+                some..=Duration::from_secs(5 * 60),
+            ),
+            (
+                "patience",
+                self.patience,
+                (self.heartbeat * 3).max(some)..=HOUR,
+            ),
+            ("hand_over_after", self.hand_over_after, some..=DAY),
+            ("reconcile_every", self.reconcile_every, some..=HOUR),
+        ];
+        for (key, delay, allowed) in delays {
+            if !allowed.contains(&delay) {
+                let (least, most) = (
+                    format_duration(*allowed.start()),
+                    format_duration(*allowed.end()),
+                );
+                let why = if key == "patience" {
+                    " (at least three heartbeats)"
+                } else {
+                    ""
+                };
+                let delay = format_duration(delay);
+                problem(
+                    key,
+                    format!("`{key}` is {delay}; expected {least} to {most}{why}"),
+                );
+            }
+        }
+        if !is_name(&self.name) && !self.name.is_empty() {
+            problem(
+                "name",
+                format!(
+                    "`name` is {:?}; expected one line of 1 to {MAX_NAME_CHARS} characters",
+                    self.name
+                ),
+            );
+        }
+        if let Err(sentence) = self.retry.check() {
+            problem(
+                &format!("retry.{}", first_quoted(&sentence)),
+                format!("[retry]: {sentence}"),
+            );
+        }
+        for (name, handler) in &self.handlers {
+            let section = format!("handlers.{name}");
+            if !is_name(name) {
+                problem(
+                    &section,
+                    format!(
+                        "the handler's name {name:?} cannot be used; expected one line of 1 to {MAX_NAME_CHARS} characters"
+                    ),
+                );
+            }
+            if handler.exec.is_empty() {
+                problem(
+                    &section,
+                    format!(
+                        "[{section}] says nothing to run; add `exec`, a list with the program first: exec = [\"python3\", \"upload.py\"]"
+                    ),
+                );
+            }
+            if let Some(timeout) = handler.options.timeout
+                && (timeout.is_zero() || timeout > MAX_TIMEOUT)
+            {
+                let (timeout, most) = (format_duration(timeout), format_duration(MAX_TIMEOUT));
+                problem(
+                    &format!("{section}.timeout"),
+                    format!(
+                        "[{section}]: `timeout` is {timeout}; expected more than 0 and at most {most}"
+                    ),
+                );
+            }
+            if let Some(Err(sentence)) = handler.options.retry.map(|retry| retry.check()) {
+                problem(
+                    &format!("{section}.retry.{}", first_quoted(&sentence)),
+                    format!("[{section}.retry]: {sentence}"),
+                );
+            }
+        }
+        found
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.trim().is_empty()
+        && text.chars().count() <= MAX_NAME_CHARS
+        && !text.chars().any(char::is_control)
+}
+
+/// The key that a sentence of [`RetryPolicy::check`] is about.
+fn first_quoted(sentence: &str) -> &str {
+    sentence.split('`').nth(1).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_in_their_ranges() {
+        assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_value_out_of_its_range_is_named_with_what_was_expected() {
+        let config = Config {
+            concurrency: 0,
+            patience: Duration::from_secs(3),
+            ..Config::default()
+        };
+        let sentences = config.check().unwrap_err();
+        assert!(
+            sentences.contains("`concurrency` is 0; expected 1 to 2000"),
+            "{sentences}"
+        );
+        assert!(
+            sentences.contains("`patience` is 3s; expected 6s to 1h"),
+            "{sentences}"
+        );
+    }
+
+    #[test]
+    fn a_printed_configuration_holds_no_password() {
+        let config = Config {
+            amqp_url: "amqp://ada:s3cret@broker".into(),
+            database_url: "postgres://ada:s3cret@db/shop".into(),
+            ..Config::default()
+        };
+        let printed = format!("{config:?}");
+        assert!(
+            printed.contains("queue") && !printed.contains("s3cret"),
+            "{printed}"
+        );
     }
 }

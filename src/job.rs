@@ -485,7 +485,7 @@ fn nul(place: &str) -> BadMessage {
 }
 
 /// Reads a part that is kept to the letter, and finds what Postgres could not store or other readers could not read.
-fn storable(place: &str, text: &RawValue) -> Result<Value, BadMessage> {
+pub(crate) fn storable(place: &str, text: &RawValue) -> Result<Value, BadMessage> {
     let value = serde_json::from_str(text.get()).map_err(|error| {
         BadMessage::new(
             "not_json",

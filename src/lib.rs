@@ -1,10 +1,191 @@
-//! cliquet
+//! **cliquet** runs jobs that arrive as RabbitMQ messages, executes each task with a commit to Postgres, requeues failures
+//! to a delay queue, and resumes a redelivered job at its first task that is not SUCCESS.
+//!
+//! A *cliquet* is a ratchet: it turns one way, tooth by tooth, and a pawl keeps what has been gained. Here a tooth is a
+//! task, the pawl is a Postgres commit, and the force that turns it is RabbitMQ.
+//!
+//! ```no_run
+//! use cliquet::{TaskContext, TaskError, Worker};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Deserialize)]
+//! struct Product { product_id: u64 }
+//!
+//! #[derive(Deserialize)]
+//! struct Image { index: u32 }
+//!
+//! #[derive(Serialize)]
+//! struct Uploaded { url: String }
+//!
+//! async fn validate(_: TaskContext, product: Product) -> Result<(), TaskError> {
+//!     match product.product_id {
+//!         0 => Err(TaskError::permanent("there is no product 0")),
+//!         _ => Ok(()),
+//!     }
+//! }
+//!
+//! async fn upload_image(task: TaskContext, image: Image) -> Result<Uploaded, TaskError> {
+//!     let bytes = std::fs::read(format!("{}.jpg", image.index))?; // any error means: try again later
+//!     let mut tx = task.transaction().await?;                     // commits together with this task's SUCCESS
+//!     cliquet::sqlx::query("INSERT INTO images (bytes) VALUES ($1)").bind(bytes).execute(&mut *tx).await?;
+//!     Ok(Uploaded { url: format!("https://images.example/{}", task.idempotency_key()) })
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), cliquet::WorkerError> {
+//!     Worker::builder()
+//!         .handler("validate_product", validate)
+//!         .handler("upload_image", upload_image)
+//!         .run()
+//!         .await
+//! }
+//! ```
+//!
+//! This page is where the design lives: the words, the protocol, what must always hold, and the map of the modules.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | job | one unit of work a publisher asks for: id, kind, payload, and its tasks |
+//! | task | one step of a job, at position 1..N, done by a named *handler*; PENDING, PROCESSING, SUCCESS, FAILED |
+//! | attempt | one execution of a task, from 1; one that a crash or a stop cut short is not counted |
+//! | delivery | one arrival of a message at a worker; *settled* exactly once |
+//! | claim | a worker becoming the one *holder* of a job |
+//! | epoch | grows with each claim; every later write names it, so a former holder's write changes nothing |
+//! | generation | grows each time a job's message is sent again; recognises stale copies |
+//! | frontier | a job's first task that is not SUCCESS: the only one that anybody may write |
+//! | rung | one delay queue; the *ladder* is all of them |
+//! | settle | end a delivery: acknowledge, put back, or replace it by a copy (publish, confirm, acknowledge) |
+//! | ledger | the Postgres side: the single source of truth |
+//!
+//! A job is PENDING (known, not held), PROCESSING (held), RETRYING (a task failed; it waits on a rung), SUCCESS, FAILED
+//! (given up; parked in the dead queue) or CANCELLED.
+//!
+//! # What is promised
+//!
+//! *Task state exactly once; a handler's writes through its transaction exactly once; every other side effect at least
+//! once, with a stable idempotency key `job_id:position`.*
+//!
+//! 1. An acknowledgement is sent only after every task's SUCCESS is committed, or after the copy that replaces it is
+//!    confirmed, or when the claim says that somebody else owns the job.
+//! 2. SUCCESS is never undone and never committed twice, and no current holder executes such a task again, whatever is
+//!    redelivered, duplicated, killed or restarted. (A worker that was paused beyond its heartbeat may begin a task once
+//!    more; its writes change nothing.)
+//! 3. A task starts only when every task before it is SUCCESS.
+//! 4. What a handler writes through its transaction is there exactly when its task is SUCCESS: never twice, never without.
+//! 5. At most one holder's writes take effect in any epoch; a fenced worker changes nothing.
+//! 6. Every job that was accepted reaches SUCCESS, FAILED or CANCELLED, or waits on a rung or in a queue that people see.
+//! 7. There is no resume mode: first delivery, redelivery and operator's retry go through the same claim.
+//! 8. Nothing is decided by comparing the clocks of two machines; times in decisions are the database's.
+//! 9. SQL is written in [`ledger`] only, AMQP is spoken in [`broker`] only, only the ledger commits, and only settling
+//!    acknowledges.
+//!
+//! # The protocol
+//!
+//! A delivery is decoded, its job is *claimed* with one statement, run task by task, and settled. The claim answers with
+//! the first row that matches:
+//!
+//! | # | the ledger says | answer | how the delivery ends |
+//! |---|---|---|---|
+//! | 0 | the id is known with another content | Conflict | parked with both fingerprints |
+//! | 1 | no such job | **Claimed**: inserted, first task PROCESSING | after the run |
+//! | 2 | FAILED, and the message is of this generation or newer | **Claimed**: an operator's retry; attempts and crashes start anew | after the run |
+//! | 3 | FAILED, older generation | ParkAgain: the parked copy may never have been sent | parked again |
+//! | 4 | SUCCESS or CANCELLED | Finished | acknowledged |
+//! | 5 | older generation, job held | Stale | acknowledged |
+//! | 6 | older generation, not held | Superseded: the successor may never have been sent | the successor is sent again |
+//! | 7 | held by this process at the epoch it runs | Mine | a run that lost its delivery adopts this one; otherwise acknowledged |
+//! | 8 | held by this process otherwise (an answer got lost) | **Claimed**, no crash | after the run |
+//! | 9 | held; redelivered and the holder's lock is free, or its heartbeat is stale, or it said goodbye | **Claimed**: a takeover; a task left PROCESSING has crashed once more | after the run |
+//! | 10 | held | Busy | copy of the same generation to a short rung, longer at each hop |
+//! | 11 | not held | **Claimed**: from the first task that is not SUCCESS | after the run |
+//!
+//! In rows 3 and 6 a copy that is known to be confirmed (`jobs.sent`) is not sent again: the older one is Stale.
+//!
+//! **A task's life is visible to every reader.** PROCESSING is committed before the handler runs, SUCCESS or FAILED after
+//! it. SUCCESS of task k and PROCESSING of task k+1 share a commit, and the claim's commit holds the first PROCESSING: N+1
+//! commits for N tasks.
+//!
+//! **Two witnesses for a death.** A worker holds a session advisory lock in Postgres for as long as it lives, and writes a
+//! heartbeat. When it is killed, the kernel closes both its sockets: RabbitMQ redelivers, and Postgres frees the lock. Both
+//! together let the next worker go on at once; one alone (a broker's restart redelivers everything, a database's restart
+//! frees every lock) does not. Otherwise the heartbeat's age decides. A worker that lost its lock starts no task before it
+//! has it again.
+//!
+//! **The fence.** Every write names job, position, epoch and attempt. A claim raises the epoch of the job and of its
+//! frontier, the only task a former holder could still write; so its commit, with its handler's own writes, changes no row
+//! and rolls back. Cancelling is the same act.
+//!
+//! **Failing.** One commit writes FAILED, the error, the next generation and the due time; then the copy is published and
+//! confirmed; then the delivery is acknowledged. A crash between any two of these repeats work that the next claim
+//! recognises: always towards a duplicate, never towards a loss.
+//!
+//! **Writes are repeatable.** When a connection dies with a commit's outcome unknown, the same write is sent again and
+//! recognises its own earlier commit by epoch and attempt. No verb of the ledger ever ends in "perhaps", so no claim is
+//! abandoned with its answer lost; a run of ours that breaks off all the same is released by the next heartbeat.
+//!
+//! **Crashes are counted apart from failures.** A takeover that finds a task PROCESSING counts a crash of that task. Jobs
+//! with a crash behind them run one at a time in a worker, so that the next death has one suspect; the others wait on a
+//! short rung. After `crash_limit` crashes the job is parked.
+//!
+//! **The reconciler** sends the message of every job that the ledger says is owed one: due and unheld (while messages wait
+//! in the work queue only after ten minutes, since its own is most likely among them), held by a dead worker, given up
+//! without a confirmed copy in the dead queue, or enqueued in SQL (`sent < 0`).
+//!
+//! # What was decided otherwise than first drawn
+//!
+//! | first | now | why |
+//! |---|---|---|
+//! | a claim raises the epoch on all tasks left | on the frontier only | nobody can write another task; a retry of 10,000 tasks costs one row |
+//! | each heartbeat asks the ledger what it holds | it releases what this process knows it lost | an index on `holder` would make every job's end a cold update |
+//! | indexes by status and holder | partial indexes on `next_attempt_at` and `sent` | the hot path then touches no indexed column, not even in a predicate |
+//! | a foreign key from tasks to jobs | none | both are written by one statement; the key check would lock the job's row once more for every task |
+//! | `payload` and `result` as `jsonb` | `json` | kept to the letter, so a message rebuilt from the ledger has the same fingerprint, and any number fits |
+//! | tasks above the ledger's level unknown | [`task`] stands above [`ledger`] | a handler's context lends the ledger's transaction |
+//! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
+//!
+//! # Errors, by what can be done about them
+//!
+//! | error | variant | what to do |
+//! |---|---|---|
+//! | [`job::BadMessage`] | (one) | the publisher mends the message; it is parked with the sentence |
+//! | [`TaskError`] | retry, retry after, permanent | what the handler says |
+//! | [`ledger::LedgerError`] | Unavailable | wait: the write is repeated |
+//! | | Schema | migrate |
+//! | | Refused | the job fails with Postgres's words |
+//! | | Closed | the worker is leaving; the delivery comes again |
+//! | [`broker::BrokerError`], [`broker::SendError`] | by variant | wait, mend the topology, mend the rights |
+//! | [`WorkerError`] | Config, Ledger, Broker | the worker cannot begin: mend what it names |
+//!
+//! # The map
+//!
+//! Folders are the words above; imports go down only.
+//!
+//! - 0, words: [`job`] (ids, the message, statuses)
+//! - 1: [`retry`] (policy, ladder), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
+//!   topology, consuming, confirmed publishing)
+//! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`]
+//! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
+//! - 4: [`ops`] (for people: the command line)
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod broker;
 pub mod config;
+pub mod handlers;
 pub mod job;
 pub mod ledger;
+pub mod ops;
 pub mod retry;
 pub mod task;
+pub mod telemetry;
 pub mod worker;
-pub use task::{Handler, TaskContext, TaskError};
-pub use worker::Worker;
+
+pub use sqlx;
+pub use task::{Handler, HandlerOptions, TaskContext, TaskError};
+pub use worker::{Worker, WorkerError};
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

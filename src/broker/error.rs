@@ -21,8 +21,8 @@ pub enum BrokerError {
         /// What the broker said.
         sentence: String,
     },
-    /// A queue exists with other arguments than cliquet needs.
-    #[error("the queue `{queue}` exists with other arguments: {sentence}. {remedy}")]
+    /// A queue exists with other arguments than cliquet needs, or cannot be made with them.
+    #[error("the queue `{queue}` is not as cliquet needs it: {sentence}. {remedy}")]
     Mismatch {
         /// The queue.
         queue: String,
@@ -41,7 +41,7 @@ pub enum BrokerError {
     },
     /// The user may not do this with the queue.
     #[error(
-        "RabbitMQ does not permit it on the queue `{queue}`: {sentence}. Grant the user configure, write and read on `{queue}` and its `.delay.` and `.dead` queues (`rabbitmqctl set_permissions`)"
+        "RabbitMQ does not permit it on the queue `{queue}`: {sentence}. Grant the user configure, write and read on the work queue, its `.delay.` and `.dead` queues and `amq.default` (`rabbitmqctl set_permissions`)"
     )]
     Denied {
         /// The queue.
@@ -106,6 +106,6 @@ pub enum SendError {
 impl SendError {
     /// Whether sending the same letter again may succeed.
     pub fn again_helps(&self) -> bool {
-        !matches!(self, Self::TooLarge { .. })
+        !matches!(self, Self::TooLarge { .. } | Self::Cancelled { .. })
     }
 }

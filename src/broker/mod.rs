@@ -30,4 +30,4 @@ pub use delivery::{Delivery, Marks, Settled};
 pub use error::{BrokerError, SendError};
 pub use letter::Letter;
 pub use publish::Publisher;
-pub use topology::{Place, QueueSpec, Topology};
+pub use topology::{Place, QueueSpec, QueueState, Topology};

@@ -10,6 +10,10 @@
 //! row comes back without an answer and is asked again. A heartbeat is as old as the snapshot, so its age is reckoned at the
 //! statement's beginning, not after the wait.
 //!
+//! A job whose frontier a worker has died in is claimed in two steps: the first, made by whoever receives it, counts the
+//! crash and leaves the job unheld (*Suspect*); the second, made by a process that runs no other such job, begins it. A
+//! process that dies between the two casts no new suspicion on jobs that it merely received.
+//!
 //! A crash before the commit leaves nothing; after it, the job is held by a dead worker and row 9 lets the next one have it.
 //! When the answer is lost, the claim is asked again and row 8 gives the job to the same process once more.
 
@@ -35,6 +39,8 @@ pub(crate) struct Claim {
     pub(crate) redelivered: bool,
     /// The epoch at which this very process runs the job now.
     pub(crate) running: Option<Epoch>,
+    /// Whether it may run although a worker has died in its next task: such jobs run one at a time in a process.
+    pub(crate) alone: bool,
 }
 
 /// What the ledger answers, in the order in which it looks.
@@ -62,6 +68,9 @@ pub(crate) enum Answer {
     Mine,
     /// Row 10: somebody else runs it.
     Busy,
+    /// A worker has died in the task that comes next (so often), and the claim was not made for such a job. The crash is
+    /// counted, nobody holds the job, and nothing has begun: a process that died now would cast no new suspicion on it.
+    Suspect { crashes: u32 },
 }
 
 /// What a claim entitles to.
@@ -100,12 +109,12 @@ pub(crate) enum Way {
 
 pub(super) const CLAIM: &str = r"
 WITH asked AS (
-    SELECT * FROM unnest($1::uuid[], $2::int8[], $3::bool[], $4::int8[], $5::bytea[], $6::text[], $7::text[], $8::int4[])
-        AS asked (id, generation, redelivered, running, fingerprint, kind, payload, total)
+    SELECT * FROM unnest($1::uuid[], $2::int8[], $3::bool[], $4::int8[], $5::bytea[], $6::text[], $7::text[], $8::int4[], $18::bool[])
+        AS asked (id, generation, redelivered, running, fingerprint, kind, payload, total, alone)
 ), known AS MATERIALIZED (
     SELECT job.id, job.status, job.epoch, job.generation, job.sent, job.holder, job.error, job.next_attempt_at,
            job.fingerprint, asked.fingerprint AS asked_fingerprint, asked.generation AS asked_generation,
-           asked.redelivered, asked.running
+           asked.redelivered, asked.running, asked.alone
       FROM asked JOIN cliquet.jobs job ON job.id = asked.id
      ORDER BY job.id
        FOR NO KEY UPDATE OF job
@@ -129,7 +138,8 @@ WITH asked AS (
                 ELSE 'busy' END AS answer
       FROM known LEFT JOIN cliquet.workers worker ON worker.id = known.holder
 ), frontier AS MATERIALIZED (
-    SELECT verdict.id, verdict.epoch, verdict.answer, verdict.asked_generation, verdict.holder, task.*
+    SELECT verdict.id, verdict.epoch, verdict.answer, verdict.asked_generation, verdict.holder, task.*,
+           NOT verdict.alone AND verdict.answer <> 'retried' AS wary
       FROM verdict CROSS JOIN LATERAL (
           SELECT task.position, task.started_at
             FROM cliquet.tasks task
@@ -138,27 +148,36 @@ WITH asked AS (
      WHERE verdict.answer IN ('retried', 'regained', 'resumed', 'taken_over')
 ), begun AS (
     UPDATE cliquet.tasks task
-       SET status = 'PROCESSING', epoch = frontier.epoch + 1, started_at = clock_timestamp(), finished_at = NULL, error = NULL,
+       SET status = CASE WHEN frontier.wary AND (task.crashes > 0 OR frontier.answer = 'taken_over') THEN 'PENDING'
+                         ELSE 'PROCESSING' END::cliquet.task_status,
+           started_at = CASE WHEN frontier.wary AND (task.crashes > 0 OR frontier.answer = 'taken_over') THEN NULL
+                             ELSE clock_timestamp() END,
+           epoch = frontier.epoch + 1, finished_at = NULL, error = NULL,
            attempt = CASE WHEN frontier.answer = 'retried' THEN 1
-                          WHEN task.status = 'PROCESSING' THEN task.attempt
-                          ELSE task.attempt + 1 END,
+                          ELSE task.attempt + (task.status <> 'PROCESSING')::int
+                               - (frontier.wary AND (task.crashes > 0 OR frontier.answer = 'taken_over'))::int END,
            crashes = CASE WHEN frontier.answer = 'retried' THEN 0
                           WHEN frontier.answer = 'taken_over' THEN task.crashes + 1
                           ELSE task.crashes END
       FROM frontier
      WHERE task.job_id = frontier.id AND task.position = frontier.position AND task.status <> 'SUCCESS'
     RETURNING task.job_id, task.position, task.attempt, task.crashes, frontier.answer, frontier.asked_generation,
-              frontier.epoch AS former_epoch, frontier.holder AS former_holder, frontier.started_at AS crashed_from
+              frontier.epoch AS former_epoch, frontier.holder AS former_holder, frontier.started_at AS crashed_from,
+              frontier.wary AND task.crashes > 0 AS suspect
 ), held AS (
     UPDATE cliquet.jobs job
-       SET status = 'PROCESSING', holder = $9, epoch = job.epoch + 1, generation = greatest(job.generation, begun.asked_generation),
-           attempts = job.attempts + 1, started_at = coalesce(job.started_at, clock_timestamp()),
-           finished_at = NULL, next_attempt_at = NULL, error = NULL
+       SET status = CASE WHEN begun.suspect THEN 'PENDING' ELSE 'PROCESSING' END::cliquet.job_status,
+           holder = CASE WHEN begun.suspect THEN NULL ELSE $9 END,
+           next_attempt_at = CASE WHEN begun.suspect THEN clock_timestamp() + interval '1 minute' END,
+           epoch = job.epoch + 1, generation = greatest(job.generation, begun.asked_generation),
+           attempts = job.attempts + (NOT begun.suspect)::int, started_at = coalesce(job.started_at, clock_timestamp()),
+           finished_at = NULL, error = NULL
       FROM begun WHERE job.id = begun.job_id
-    RETURNING job.id, job.epoch, job.generation, begun.answer, begun.position, begun.attempt, begun.crashes
+    RETURNING job.id, job.epoch, job.generation, CASE WHEN begun.suspect THEN 'suspect' ELSE begun.answer END AS answer,
+              begun.position, begun.attempt, begun.crashes
 ), crashed AS (
     INSERT INTO cliquet.failures (job_id, position, epoch, attempt, worker, error, started_at)
-    SELECT begun.job_id, begun.position, begun.former_epoch, begun.attempt, coalesce(worker.name, 'unknown'),
+    SELECT begun.job_id, begun.position, begun.former_epoch, begun.attempt + begun.suspect::int, coalesce(worker.name, 'unknown'),
            'the worker died, or was cut off, while it ran this task', begun.crashed_from
       FROM begun LEFT JOIN cliquet.workers worker ON worker.id = begun.former_holder
      WHERE begun.answer = 'taken_over'
@@ -186,7 +205,7 @@ SELECT created.id, 'new' AS answer, 1::int8 AS epoch, created.generation, 1::int
   FROM created
 UNION ALL
 SELECT held.id, held.answer, held.epoch, held.generation, held.position, held.attempt, held.crashes,
-       CASE WHEN held.position > 1 THEN (
+       CASE WHEN held.position > 1 AND held.answer <> 'suspect' THEN (
            SELECT json_agg(json_build_object('position', task.position, 'handler', task.handler, 'result', task.result) ORDER BY task.position)::text
              FROM cliquet.tasks task WHERE task.job_id = held.id AND task.position < held.position) END,
        NULL, NULL, NULL
@@ -301,6 +320,7 @@ impl Verb for Claim {
                     .map(|(_, task)| task.timeout.map(|limit| limit.as_millis() as i64))
                     .collect::<Vec<_>>(),
             )
+            .bind(group.iter().map(|claim| claim.alone).collect::<Vec<_>>())
             .fetch_all(&mut *connection)
             .await?;
 
@@ -381,6 +401,9 @@ fn read(row: &PgRow) -> Result<Answer, sqlx::Error> {
             }
         }
         "mine" => Answer::Mine,
+        "suspect" => Answer::Suspect {
+            crashes: row.try_get::<i32, _>("crashes")?.unsigned_abs(),
+        },
         _ => Answer::Busy,
     })
 }

@@ -1,6 +1,7 @@
 //! Postgres: the single source of truth, and the only place that writes SQL.
 
 mod advance;
+mod cancel;
 mod claim;
 mod connect;
 mod due;
@@ -8,6 +9,7 @@ mod fail;
 mod lane;
 mod message;
 mod presence;
+mod read;
 mod release;
 mod schema;
 mod sent;
@@ -21,8 +23,12 @@ use std::{sync::Arc, time::Duration};
 use sqlx::PgPool;
 use tokio::time::sleep;
 
+pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
 pub use connect::LedgerAddress;
 pub use message::{StoredMessage, message};
+pub use read::{
+    CurrentTask, FailureView, JobDetail, JobFilter, JobProgress, JobSummary, Reads, TaskView,
+};
 pub use schema::{MigrationState, check, migrate};
 pub use transaction::{HandlerTransaction, Transaction};
 

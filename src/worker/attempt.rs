@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Crew;
 use crate::{
-    job::{Position, TaskSpec},
+    job::{Position, TaskSpec, storable},
     ledger::{HandlerTransaction, roll_back},
     task::{JobInHand, TaskContext, TaskError},
 };
@@ -97,26 +97,47 @@ pub(super) async fn attempt(
     }
 }
 
+/// What the handler answered is kept only if Postgres can store it and every reader can read it.
 async fn finish(result: Box<RawValue>, transaction: &HandlerTransaction) -> Ended {
-    match transaction.take() {
-        Ok(open) if result.get().len() > MAX_RESULT_BYTES => {
+    let open = match transaction.take() {
+        Ok(open) => open,
+        Err(_lent) => {
+            return Ended::Failed(TaskError::retry(
+                "the handler returned while a part of it still held its transaction; nothing it wrote is kept. \
+                 Let the transaction go out of scope before the handler returns",
+            ));
+        }
+    };
+    match unfit(&result) {
+        None => Ended::Done {
+            result,
+            transaction: open,
+        },
+        Some(sentence) => {
             if let Some(open) = open {
                 roll_back(open).await;
             }
-            Ended::Failed(TaskError::permanent(format!(
-                "the handler's result has {} bytes; the limit is {MAX_RESULT_BYTES}. Store large data elsewhere and answer its address",
-                result.get().len()
-            )))
+            Ended::Failed(TaskError::permanent(sentence))
         }
-        Ok(transaction) => Ended::Done {
-            result,
-            transaction,
-        },
-        Err(_lent) => Ended::Failed(TaskError::retry(
-            "the handler returned while a part of it still held its transaction; nothing it wrote is kept. \
-             Let the transaction go out of scope before the handler returns",
-        )),
     }
+}
+
+/// Why a result cannot be kept, if it cannot.
+fn unfit(result: &RawValue) -> Option<String> {
+    let text = result.get();
+    if text.len() > MAX_RESULT_BYTES {
+        return Some(format!(
+            "the handler's result has {} bytes; the limit is {MAX_RESULT_BYTES}. Store large data elsewhere and answer its address",
+            text.len()
+        ));
+    }
+    // Only an escape can hide a NUL or half a character; without one there is nothing to look for.
+    if !text.contains("\\u") {
+        return None;
+    }
+    storable("result", result)
+        .err()
+        .map(|bad| format!("the handler's result cannot be stored: {bad}"))
 }
 
 async fn expiry(limit: Option<Duration>) {

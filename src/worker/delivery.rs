@@ -21,7 +21,7 @@ use super::{
 use crate::{
     broker::{Delivery, Marks},
     job::{BadMessage, JobMessage},
-    ledger::{Answer, Claim, LedgerError, Way},
+    ledger::{Answer, Claim, Claimed, LedgerError, Way},
 };
 
 /// A redelivery may be faster than Postgres notices that the former holder's socket is gone: so long it is asked again
@@ -75,6 +75,7 @@ async fn follow(
     marks: Marks,
 ) -> Option<(Delivery, Outcome)> {
     let mut patience = LOCK_MAY_FALL.iter();
+    let mut alone = None;
     loop {
         // Registered before it is claimed: a second delivery of this job waits here for the first one's answer.
         let turn = crew.in_hand.turn(message.id).await;
@@ -92,6 +93,7 @@ async fn follow(
             generation: marks.generation,
             redelivered: marks.redelivered,
             running,
+            alone: alone.is_some(),
         };
         let answer = match crew.ledger.claim(claim).await {
             Ok(answer) => answer,
@@ -102,16 +104,9 @@ async fn follow(
         };
         match (answer, running) {
             (Answer::Claimed(claimed), _) => {
-                match claimed.way {
-                    Way::TakenOver => {
-                        warn!(job.id = %message.id, task.position = claimed.position, crashes = claimed.crashes, "a dead worker's job goes on here")
-                    }
-                    way => {
-                        debug!(job.id = %message.id, task.position = claimed.position, epoch = claimed.epoch.0, ?way, "claimed")
-                    }
-                }
+                tell(&message, &claimed);
                 let job = turn.begin(claimed.epoch, delivery);
-                let end = run(crew, &job, *claimed, &message).await;
+                let end = run(crew, &job, *claimed, &message, alone.take()).await;
                 drop(place);
                 debug!(job.id = %message.id, ?end, "the run ended");
                 return job.end().map(|delivery| (delivery, Outcome::Ran(end)));
@@ -123,6 +118,15 @@ async fn follow(
                 }
                 Adoption::OneTooMany(delivery) => return Some((delivery, Outcome::OneTooMany)),
                 Adoption::Ended(again) => delivery = again,
+            },
+            (Answer::Suspect { crashes }, _) => match crew.alone(crashes) {
+                Some(permit) => alone = Some(permit),
+                None => {
+                    return Some((
+                        delivery,
+                        Outcome::Answered(Answer::Suspect { crashes }, message.fingerprint),
+                    ));
+                }
             },
             (Answer::Busy, _) if marks.redelivered => match patience.next() {
                 Some(pause) => {
@@ -141,5 +145,14 @@ async fn follow(
                 return Some((delivery, Outcome::Answered(answer, message.fingerprint)));
             }
         }
+    }
+}
+
+fn tell(message: &JobMessage, claimed: &Claimed) {
+    let (position, crashes, epoch) = (claimed.position, claimed.crashes, claimed.epoch.0);
+    if claimed.way == Way::TakenOver || crashes > 0 {
+        warn!(job.id = %message.id, task.position = position, epoch, crashes, "a dead worker's job goes on here");
+    } else {
+        debug!(job.id = %message.id, task.position = position, epoch, way = ?claimed.way, "claimed");
     }
 }

@@ -78,7 +78,7 @@ impl Worker {
         let Begun {
             crew,
             presence,
-            mut consumer,
+            consumer,
         } = begun;
         let background = CancellationToken::new();
         let heartbeat = tokio::spawn(heartbeat::beat(
@@ -219,6 +219,9 @@ struct Crew {
     leaving: CancellationToken,
 }
 
+/// The right to run a job that may kill the process.
+struct Alone(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
+
 impl Crew {
     /// Waits until there is room for one more job, the worker is present in the ledger, and the broker takes copies;
     /// nothing, when the worker is asked to stop first.
@@ -246,6 +249,16 @@ impl Crew {
             () = run.cancellation().cancelled() => false,
             () = self.is_present() => true,
         }
+    }
+
+    /// The permit to run a job with so many crashes behind it, unless another such job runs. One that is to be parked runs
+    /// nothing and needs no permit.
+    fn alone(&self, crashes: u32) -> Option<Alone> {
+        if crashes >= self.config.crash_limit {
+            return Some(Alone(None));
+        }
+        let permit = self.suspects.clone().try_acquire_owned().ok()?;
+        Some(Alone(Some(permit)))
     }
 
     async fn is_present(&self) {

@@ -22,15 +22,11 @@ const GRACE: Duration = Duration::from_secs(5);
 const QUEUED: Duration = Duration::from_secs(600);
 /// A job that was looked after has so long before it is looked after again.
 const AGAIN: Duration = Duration::from_secs(60);
-/// The pause between looks for jobs of dead workers, which read the whole table when there are dead workers.
-const DEAD_WORKERS: Duration = Duration::from_secs(30);
-
+/// The first pause before the message of an abandoned job is sent once more.
+const FIRST_AGAIN: Duration = Duration::from_millis(500);
 /// Looks again and again until `stop`.
 pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
-    let mut memory = Memory {
-        looked_for_dead: None,
-        abandoned: HashMap::new(),
-    };
+    let mut memory = Memory::default();
     let mut failing = false;
     while stop
         .run_until_cancelled(about(crew.config.reconcile_every))
@@ -48,9 +44,11 @@ pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
     }
 }
 
+/// What this process remembers between its looks.
+#[derive(Default)]
 struct Memory {
-    looked_for_dead: Option<Instant>,
-    abandoned: HashMap<JobId, Instant>,
+    /// When the message of an abandoned job was last sent, and how often.
+    abandoned: HashMap<JobId, (Instant, u32)>,
 }
 
 async fn look(
@@ -84,19 +82,7 @@ async fn look_alone(
             owed.retain(|owed| !matches!(owed.what, What::Overdue { by } if by < QUEUED));
         }
     }
-    if memory
-        .looked_for_dead
-        .is_none_or(|last| last.elapsed() > DEAD_WORKERS)
-    {
-        memory.looked_for_dead = Some(Instant::now());
-        memory.abandoned.retain(|_, last| last.elapsed() < AGAIN);
-        let abandoned = reconciling.abandoned(crew.ledger.holder()).await?;
-        owed.extend(
-            abandoned
-                .into_iter()
-                .filter(|owed| !memory.abandoned.contains_key(&owed.job)),
-        );
-    }
+    owed.extend(abandoned(crew, reconciling, memory).await?);
     let mut looked_after = Vec::new();
     for owed in owed {
         if stop.is_cancelled() {
@@ -104,7 +90,13 @@ async fn look_alone(
         }
         if send(crew, owed, stop).await? {
             match owed.what {
-                What::Abandoned => drop(memory.abandoned.insert(owed.job, Instant::now())),
+                What::Abandoned => {
+                    let (last, times) = memory
+                        .abandoned
+                        .entry(owed.job)
+                        .or_insert((Instant::now(), 0));
+                    (*last, *times) = (Instant::now(), *times + 1);
+                }
                 _ => looked_after.push(owed.job),
             }
         }
@@ -113,6 +105,28 @@ async fn look_alone(
         reconciling.put_off(&looked_after, AGAIN).await?;
     }
     Ok(())
+}
+
+/// Jobs of dead workers.
+///
+/// A message that is sent for such a job may well be delivered to the very worker that hangs: it is sent again soon, and
+/// then at doubling pauses, until a consumer that is alive has it.
+async fn abandoned(
+    crew: &Crew,
+    reconciling: &mut Reconciling,
+    memory: &mut Memory,
+) -> Result<Vec<Owed>, LedgerError> {
+    let mut held = reconciling.abandoned(crew.ledger.holder()).await?;
+    memory
+        .abandoned
+        .retain(|job, _| held.iter().any(|owed| owed.job == *job));
+    held.retain(|owed| match memory.abandoned.get(&owed.job) {
+        Some((last, times)) => {
+            last.elapsed() > AGAIN.min(FIRST_AGAIN * 2u32.saturating_pow(*times))
+        }
+        None => true,
+    });
+    Ok(held)
 }
 
 /// Sends the job's message at the generation that the ledger has; whether it is confirmed.

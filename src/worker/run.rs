@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::{Instrument, info_span, warn};
 
 use super::{
-    Crew,
+    Alone, Crew,
     attempt::{Ended, attempt},
     commit::{commit, fail},
     in_hand::Run,
@@ -36,18 +36,18 @@ pub(super) enum RunEnd {
     HandedBack,
     /// The delivery was held for long; the rest of the job goes on under a new one.
     HandedOver,
-    /// Another job with a crash behind it runs here now; this one waits its turn on a rung.
-    Deferred,
     /// Somebody else owns the job, or the worker leaves with its writes undone: the next claim decides.
     Fenced,
 }
 
-/// Runs a claimed job.
+/// Runs a claimed job. Jobs with a crash behind them run one at a time, so that the next death has one suspect: `alone` is
+/// their permit, given up when the suspected task has ended well.
 pub(super) async fn run(
     crew: &Crew,
     run: &Run,
     claimed: Claimed,
     message: &Arc<JobMessage>,
+    mut alone: Option<Alone>,
 ) -> RunEnd {
     let mut stand = Stand {
         job: message.id,
@@ -62,15 +62,6 @@ pub(super) async fn run(
         ));
         return fail(crew, &claimed, stand, message, error, Some("crashed")).await;
     }
-    // Jobs with a crash behind them run one at a time, so that the next death has one suspect.
-    let mut suspect = None;
-    if claimed.crashes > 0 {
-        match crew.suspects.clone().try_acquire_owned() {
-            Ok(alone) => suspect = Some(alone),
-            Err(_) => return hand_back(crew, stand, RunEnd::Deferred).await,
-        }
-    }
-
     let total = message.tasks.len() as Position;
     let job = JobInHand::new(message.clone(), claimed.results.clone());
     while let Some(spec) = job.spec(stand.position) {
@@ -123,11 +114,11 @@ pub(super) async fn run(
             attempt: 1,
             ..stand
         };
-        suspect = None; // the task that was under suspicion has ended well
+        alone = None; // the task that was under suspicion has ended well
     }
-    drop(suspect);
+    drop(alone);
     warn!(job.id = %stand.job, task.position = stand.position, "the ledger names a task that the message does not have; the job is handed back");
-    hand_back(crew, stand, RunEnd::Deferred).await
+    hand_back(crew, stand, RunEnd::HandedOver).await
 }
 
 /// Gives the job up in the middle of an attempt, which then does not count.

@@ -117,7 +117,10 @@ impl Settlement {
                 Answer::Superseded { generation, delay } => {
                     Settlement::Replace(Copy::to(Place::Rung(ladder.snap(delay)), generation))
                 }
-                Answer::Busy => Settlement::Replace(Copy::wait(marks, ladder)),
+                // Somebody else runs it, or it waits until it may run alone.
+                Answer::Busy | Answer::Suspect { .. } => {
+                    Settlement::Replace(Copy::wait(marks, ladder))
+                }
                 // Neither reaches this place: the run has them. The next claim decides.
                 Answer::Claimed(_) | Answer::Mine => Settlement::Requeue,
             },
@@ -146,7 +149,6 @@ impl Settlement {
                 }
                 RunEnd::HandedBack | RunEnd::Fenced => Settlement::Requeue,
                 RunEnd::HandedOver => Settlement::Replace(Copy::to(Place::Work, marks.generation)),
-                RunEnd::Deferred => Settlement::Replace(Copy::wait(marks, ladder)),
             },
         }
     }

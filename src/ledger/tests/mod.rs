@@ -8,6 +8,7 @@ mod group;
 mod message;
 mod presence;
 mod schema;
+mod suspect;
 mod transaction;
 
 use std::{
@@ -412,6 +413,7 @@ pub(super) fn asks(message: &Arc<JobMessage>) -> Claim {
         generation: Generation(0),
         redelivered: false,
         running: None,
+        alone: true,
     }
 }
 

@@ -1,0 +1,216 @@
+//! For people: the command line.
+//!
+//! One file a command. Data goes to standard output and everything else to standard error, so that every command can stand
+//! in a pipe; `--json` prints one JSON object a line. The exit status is 0 when all was done, 1 when something failed or was
+//! not found, and 2 when the command or a setting is wrong.
+//!
+//! Addresses are never given as options: they hold passwords, and options are seen by everyone in `ps`.
+
+mod cancel;
+mod failure;
+mod jobs;
+mod migrate;
+mod output;
+mod publish;
+mod retry;
+mod send;
+mod show;
+mod table;
+mod topology;
+mod watch;
+mod words;
+mod work;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use tokio::time::timeout;
+
+use crate::{
+    broker::{Address, Identity},
+    config::{Config, environment},
+    job::JobId,
+    ledger::{LedgerAddress, Reads, check},
+    telemetry::{self, LogFormat},
+};
+use failure::Failure;
+use output::Output;
+
+/// How long a person waits for Postgres to answer at all.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+
+const ENVIRONMENT: &str = "\
+Environment:
+  AMQP_URL       where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST
+  DATABASE_URL   where Postgres is: postgres://USER:PASSWORD@HOST:PORT/DATABASE
+  CLIQUET_…      every key of cliquet.toml: CLIQUET_QUEUE, CLIQUET_RETRY_MAX …
+  RUST_LOG       what is logged to standard error: cliquet=debug,lapin=info
+
+The environment wins over the file.
+Exit status: 0 done, 1 failed or not found, 2 wrong use or setting.";
+
+const FIRST_STEPS: &str = "\
+First steps:
+  cliquet migrate                          make the tables in Postgres
+  cliquet work --config cliquet.toml       run jobs
+  cliquet publish job.json                 give it one
+  cliquet show --watch ID                  watch it
+
+";
+
+/// The command line of `cliquet`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cliquet",
+    version,
+    about = "Runs jobs from RabbitMQ, commits every task to Postgres, resumes where it stopped",
+    after_help = format!("{FIRST_STEPS}{ENVIRONMENT}"),
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Common {
+    /// The settings; ./cliquet.toml when it is there
+    #[arg(long, global = true, value_name = "FILE", env = "CLIQUET_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// Print JSON: one object a line (`work`: log lines as JSON)
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run jobs until asked to stop
+    #[command(after_help = work::HELP)]
+    Work,
+    /// Give jobs to the workers: one JSON message a line
+    #[command(after_help = publish::HELP)]
+    Publish(publish::Publish),
+    /// List jobs, newest first
+    #[command(after_help = jobs::HELP)]
+    Jobs(jobs::Jobs),
+    /// Show one job: its tasks, attempts and errors
+    #[command(after_help = show::HELP)]
+    Show(show::Show),
+    /// Send waiting or parked jobs to the workers again, now
+    #[command(after_help = retry::HELP)]
+    Retry(retry::Retry),
+    /// End jobs that are not over
+    #[command(after_help = cancel::HELP)]
+    Cancel(cancel::Cancel),
+    /// Bring the database up to date; safe to call at any time
+    Migrate,
+    /// Make or look at the queues in RabbitMQ
+    #[command(after_help = topology::HELP)]
+    Topology(topology::Topology),
+}
+
+impl Cli {
+    /// Does what was asked, and says how it ended.
+    pub fn run(self) -> ExitCode {
+        let (format, usual) = match (&self.command, self.common.json) {
+            (Command::Work, true) => (LogFormat::Json, telemetry::STORY),
+            (Command::Work, false) => (LogFormat::Text, telemetry::STORY),
+            _ => (LogFormat::Text, telemetry::WARNINGS),
+        };
+        let ended = telemetry::init(format, usual)
+            .map_err(Failure::usage)
+            .and_then(|()| {
+                tokio::runtime::Builder::new_multi_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(|error| {
+                        Failure::failed(format!("the runtime cannot be started: {error}"))
+                    })
+            })
+            .and_then(|runtime| runtime.block_on(self.dispatch()));
+        ended.unwrap_or_else(|failure| failure.tell())
+    }
+
+    async fn dispatch(self) -> Result<ExitCode, Failure> {
+        let desk = Desk::open(&self.common)?;
+        match self.command {
+            Command::Work => work::run(desk).await,
+            Command::Publish(command) => command.run(desk).await,
+            Command::Jobs(command) => command.run(desk).await,
+            Command::Show(command) => command.run(desk).await,
+            Command::Retry(command) => command.run(desk).await,
+            Command::Cancel(command) => command.run(desk).await,
+            Command::Migrate => migrate::run(desk).await,
+            Command::Topology(command) => command.run(desk).await,
+        }
+    }
+}
+
+/// What every command works with: the settings, and where its data goes.
+struct Desk {
+    config: Config,
+    json: bool,
+    output: Output,
+}
+
+impl Desk {
+    fn open(common: &Common) -> Result<Self, Failure> {
+        let config = Config::load(common.config.as_deref(), &environment())
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(Self {
+            config,
+            json: common.json,
+            output: Output::default(),
+        })
+    }
+
+    fn database(&self) -> Result<LedgerAddress, Failure> {
+        if self.config.database_url.is_empty() {
+            return Err(Failure::usage(
+                "DATABASE_URL is not set: set it to the address of the Postgres database, postgres://USER:PASSWORD@HOST:PORT/DATABASE (or `database_url` in cliquet.toml)",
+            ));
+        }
+        LedgerAddress::parse(&self.config.database_url).map_err(Failure::usage)
+    }
+
+    /// The ledger for reading, after a look whether it is there and migrated: the pool would wait before it says so.
+    async fn reads(&self) -> Result<Reads, Failure> {
+        let address = self.database()?;
+        match timeout(FIRST_ANSWER, check(&address)).await {
+            Ok(checked) => checked?,
+            Err(_) => {
+                return Err(Failure::failed(format!(
+                    "Postgres at {address} does not answer within {} s; is the address right, and may this machine reach it?",
+                    FIRST_ANSWER.as_secs()
+                )));
+            }
+        }
+        Ok(Reads::new(address.pool("command line", 2)))
+    }
+
+    fn broker(&self) -> Result<Address, Failure> {
+        Address::parse(&self.config.amqp_url)
+            .map_err(|sentence| Failure::usage(format!("AMQP_URL: {sentence}")))
+    }
+
+    fn topology(&self, queue: &str) -> Result<crate::broker::Topology, Failure> {
+        crate::broker::Topology::new(queue, self.config.ladder.clone()).map_err(Failure::usage)
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            name: self.config.name.clone(),
+        }
+    }
+}
+
+/// Reads a job's id from the command line.
+fn job_id(text: &str) -> Result<JobId, String> {
+    text.parse().map_err(|_| {
+        "a job's id is a UUID, such as 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11; `cliquet jobs` lists them".to_owned()
+    })
+}

@@ -1,0 +1,43 @@
+//! `cliquet work`: the ready-made worker, with the handlers of the settings.
+
+use std::process::ExitCode;
+
+use super::{Desk, failure::Failure};
+use crate::{handlers::Exec, worker::Worker};
+
+pub(super) const HELP: &str = r#"A handler is a program, named in cliquet.toml. It is given one JSON document on
+standard input, and what it prints is the task's result:
+
+  queue = "jobs"
+
+  [handlers.upload_image]
+  exec = ["python3", "upload.py"]
+  timeout = "2m"
+  max_attempts = 5
+
+SIGTERM or SIGINT lets the running tasks end (at most drain_timeout) and hands
+the rest of the jobs back; a second one leaves at once."#;
+
+pub(super) async fn run(desk: Desk) -> Result<ExitCode, Failure> {
+    let config = desk.config;
+    if config.handlers.is_empty() {
+        return Err(Failure::usage(
+            "there are no handlers, so every task would fail: name a program for each in cliquet.toml ([handlers.upload_image] and exec = [\"python3\", \"upload.py\"]), and give the file with --config",
+        ));
+    }
+    let mut worker = Worker::builder().config(config.clone());
+    for (name, handler) in config.handlers {
+        let mut exec = Exec::new(handler.exec)
+            .map_err(|sentence| Failure::usage(format!("[handlers.{name}] `exec`: {sentence}")))?
+            .env(handler.env);
+        if let Some(dir) = handler.dir {
+            exec = exec.dir(dir);
+        }
+        if let Some(bytes) = handler.output_limit {
+            exec = exec.output_limit(bytes);
+        }
+        worker = worker.handler_with(name, exec, handler.options);
+    }
+    worker.run().await?;
+    Ok(ExitCode::SUCCESS)
+}

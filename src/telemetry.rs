@@ -1,0 +1,53 @@
+//! Log lines, always on standard error: standard output is for data.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
+
+/// What a worker logs when `RUST_LOG` says nothing: cliquet's own story, and what goes wrong in the libraries beneath.
+///
+/// Without lapin's own lines: it logs every refusal and every lost connection as an error of its own, several times, and
+/// all of them are told once, in words, where they are handled.
+pub const STORY: &str = "cliquet=info,lapin=off,warn";
+/// What a command for people logs when `RUST_LOG` says nothing: only what goes wrong.
+pub const WARNINGS: &str = "lapin=off,warn";
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line of text an event, in colour on a terminal (unless `NO_COLOR` is set).
+    Text,
+    /// One JSON object a line, for log collectors.
+    Json,
+}
+
+/// Logs this process to standard error. `RUST_LOG` chooses what, as everywhere (`cliquet=debug,lapin=info`); `usual` is
+/// what is logged without it ([`STORY`] or [`WARNINGS`]).
+///
+/// # Errors
+/// A sentence, when `RUST_LOG` cannot be read. A process that has a subscriber already keeps it.
+pub fn init(format: LogFormat, usual: &str) -> Result<(), String> {
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = match wanted.trim() {
+        "" => EnvFilter::new(usual),
+        wanted => EnvFilter::try_new(wanted).map_err(|error| {
+            format!(
+                "RUST_LOG is {wanted:?}, which cannot be read: {error}; expected such as {STORY:?}"
+            )
+        })?,
+    };
+    let colour =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    let lines = fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colour)
+        // A reader of standard error that went away must not end a worker.
+        .log_internal_errors(false);
+    // Failing means that the process has a subscriber, which then is the one its owner wants.
+    let _ = match format {
+        LogFormat::Text => lines.finish().try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
+    };
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! Everything that needs a real broker or database. One binary, one file for each subject, each test a sentence.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod broker;
+mod death;
+mod order;
+mod outage;
+mod repair;
+mod resume;
+mod retry;
+mod support;

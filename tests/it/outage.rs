@@ -1,0 +1,160 @@
+//! Services that go away under running jobs. Each test has services of its own, so that nobody else is disturbed.
+
+use std::time::{Duration, Instant};
+
+use cliquet::config::Config;
+
+use crate::support::{eventually, services::Services, stage::Stage};
+
+async fn stage(services: &Services) -> Stage {
+    Stage::on(&services.amqp_url, &services.database_url, &["200ms", "1s"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_go_on_while_the_broker_restarts_and_redeliveries_are_adopted() {
+    let services = Services::start();
+    let stage = stage(&services).await;
+    let worker = stage.worker();
+    let held = stage.publish("a:ok b:gate:two c:gate:three d:ok").await;
+    let failing = stage.publish("a:gate:first,ok b:ok").await;
+    stage.script.reached("two", 1).await;
+    stage.script.reached("first", 1).await;
+
+    tokio::task::block_in_place(|| services.run(&["restart", "rabbitmq"]));
+    let restarted = Instant::now();
+    let later = stage.publish("a:ok").await;
+    stage.reaches(later, "SUCCESS").await;
+    eprintln!(
+        "consuming again {} ms after the restart",
+        restarted.elapsed().as_millis()
+    );
+
+    stage.script.open("two").await;
+    stage.script.open("first").await;
+    stage.script.reached("three", 1).await;
+    stage.script.open("three").await;
+    stage.reaches(held, "SUCCESS").await;
+    stage.reaches(failing, "SUCCESS").await;
+    assert_eq!(
+        stage.script.positions(held).await,
+        [1, 2, 3, 4],
+        "no task ran twice"
+    );
+    assert_eq!(
+        stage
+            .number("SELECT epoch FROM cliquet.jobs WHERE id = $1", held)
+            .await,
+        1,
+        "the run was never taken over"
+    );
+    worker.stop().await;
+    stage.queues_are_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_go_on_when_the_database_is_back() {
+    let services = Services::start();
+    let stage = stage(&services).await;
+    let worker = stage.worker();
+    let mut jobs = vec![stage.publish("a:ok b:gate:two c:write d:fail,ok").await];
+    stage.script.reached("two", 1).await;
+
+    tokio::task::block_in_place(|| services.run(&["stop", "postgres"]));
+    for _ in 0..5 {
+        jobs.push(stage.publish("a:write b:ok").await);
+    }
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::task::block_in_place(|| services.run(&["start", "postgres"]));
+    stage.script.open("two").await;
+    for job in &jobs {
+        stage.reaches(*job, "SUCCESS").await;
+        assert_eq!(stage.effects(*job).await.len(), 1);
+    }
+    assert_eq!(
+        stage.script.positions(jobs[0]).await,
+        [1, 2, 3, 4, 4],
+        "no task ran twice but the one that failed"
+    );
+    worker.stop().await;
+    stage.queues_are_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_waits_for_services_that_are_not_there_yet() {
+    let services = Services::start();
+    let stage = stage(&services).await;
+    let job = stage.publish("a:ok b:write").await;
+    tokio::task::block_in_place(|| {
+        services.run(&["stop", "postgres"]);
+        services.run(&["stop", "rabbitmq"]);
+    });
+    let worker = stage.worker();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::task::block_in_place(|| {
+        services.run(&["start", "postgres"]);
+        services.run(&["start", "rabbitmq"]);
+    });
+    stage.reaches(job, "SUCCESS").await;
+    worker.stop().await;
+    stage.queues_are_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_broker_pauses_copies_and_consuming_but_not_acknowledgements() {
+    let services = Services::start();
+    let stage = stage(&services).await;
+    let worker = stage.worker_with(Config {
+        concurrency: 4,
+        ..stage.config()
+    });
+    let ending = stage.publish("a:gate:end").await;
+    let failing = stage.publish("a:gate:fail,ok b:ok").await;
+    stage.script.reached("end", 1).await;
+    stage.script.reached("fail", 1).await;
+    let waiting = stage.publish("a:gate:unused").await;
+    stage.script.reached("unused", 1).await;
+
+    tokio::task::block_in_place(|| {
+        services.run(&[
+            "rabbitmqctl",
+            "set_vm_memory_high_watermark",
+            "absolute",
+            "1MB",
+        ])
+    });
+    // The alarm blocks a connection when it next publishes: the failing job's copy.
+    stage.script.open("end").await;
+    stage.script.open("fail").await;
+    stage.reaches(ending, "SUCCESS").await;
+    stage.script.open("unused").await;
+    stage.reaches(waiting, "SUCCESS").await;
+    eventually(
+        "the finished jobs are acknowledged while publishers are blocked",
+        async || {
+            let unacked = services.run(&[
+                "rabbitmqctl",
+                "-q",
+                "list_queues",
+                "name",
+                "messages_unacknowledged",
+            ]);
+            let ours = unacked.lines().find(|line| {
+                line.split_whitespace().next()
+                    == Some(&*stage.queues.name(cliquet::broker::Place::Work))
+            })?;
+            (ours.split_whitespace().nth(1)?.parse::<u32>().ok()? <= 1).then_some(())
+        },
+    )
+    .await;
+
+    tokio::task::block_in_place(|| {
+        services.run(&[
+            "rabbitmqctl",
+            "set_vm_memory_high_watermark",
+            "absolute",
+            "2GB",
+        ])
+    });
+    stage.reaches(failing, "SUCCESS").await;
+    worker.stop().await;
+}

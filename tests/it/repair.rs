@@ -1,0 +1,121 @@
+//! What the ledger and the broker do not agree about, and how they come to agree; operators among the causes.
+
+use std::time::Duration;
+
+use cliquet::{broker::Place, config::Config, job::JobId, ledger::message};
+
+use crate::support::{eventually, stage::Stage};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_message_is_lost_is_sent_again() {
+    let stage = Stage::with_ladder(&["1s"]).await;
+    let worker = stage.worker();
+    let job = stage.publish("a:ok b:fail,ok c:ok").await;
+    stage.reaches(job, "RETRYING").await;
+    let rung = stage.queues.rung(0);
+    eventually("the copy is on its rung", async || {
+        (stage.queues.depth(rung).await == 1).then_some(())
+    })
+    .await;
+    stage.queues.purge(rung).await;
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(stage.script.positions(job).await, [1, 2, 2, 3]);
+    worker.stop().await;
+    stage.queues_are_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_rebuilt_from_the_ledger_is_the_same_job() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:ok b:permanent").await;
+    stage.reaches(job, "FAILED").await;
+    let stored = message(&stage.pool, JobId(job)).await.unwrap().unwrap();
+    assert_eq!(stored.generation.0, 1);
+    let original = crate::support::stage::body(job, "a:ok b:permanent");
+    let original = cliquet::job::JobMessage::decode(&original, None, None).unwrap();
+    assert_eq!(stored.message.fingerprint, original.fingerprint);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_holds_its_delivery_for_long_is_handed_over_between_two_tasks() {
+    let stage = Stage::new().await;
+    let worker = stage.worker_with(Config {
+        hand_over_after: Duration::ZERO,
+        ..stage.config()
+    });
+    let job = stage.publish("a:ok b:ok c:ok").await;
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(stage.script.positions(job).await, [1, 2, 3]);
+    assert_eq!(
+        stage
+            .number("SELECT epoch FROM cliquet.jobs WHERE id = $1", job)
+            .await,
+        3,
+        "each task ran under a delivery of its own"
+    );
+    worker.stop().await;
+    stage.queues_are_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_copy_changes_nothing_and_does_not_run_the_job_early() {
+    let stage = Stage::with_ladder(&["1s"]).await;
+    let worker = stage.worker();
+    let job = stage.publish("a:fail,ok b:ok").await;
+    stage.reaches(job, "RETRYING").await;
+    // The publisher's own message once more: generation 0, while the ledger waits for generation 1.
+    stage.publish_as(job, "a:fail,ok b:ok").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(stage.status(job).await.as_deref(), Some("RETRYING"));
+    assert_eq!(stage.script.positions(job).await, [1]);
+    stage.reaches(job, "SUCCESS").await;
+    worker.stop().await;
+    stage.queues_are_empty().await;
+    assert_eq!(stage.script.positions(job).await, [1, 1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_of_a_running_job_whose_channel_died_are_adopted() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:gate:one b:gate:two").await;
+    stage.script.reached("one", 1).await;
+    let closed = stage.queues.close_connections("consume").await;
+    assert_eq!(closed, 1);
+    // The redelivery waits for no gate: it is adopted while the handler still runs.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    stage.script.open("one").await;
+    stage.script.reached("two", 1).await;
+    stage.script.open("two").await;
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(stage.script.positions(job).await, [1, 2]);
+    worker.stop().await;
+    stage.queues_are_empty().await;
+    assert_eq!(stage.queues.depth(Place::Dead).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_job_is_fenced_off_and_its_handler_dropped() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:write b:write-gate:never c:write").await;
+    stage.script.reached("never", 1).await;
+    let cancelled = cliquet::ledger::cancel(&stage.pool, &[JobId(job)], "nobody wants it")
+        .await
+        .unwrap();
+    assert_eq!(cancelled.len(), 1);
+    assert_eq!(stage.status(job).await.as_deref(), Some("CANCELLED"));
+    stage.queues_are_empty().await;
+    eventually(
+        "the run is over, since its message is acknowledged",
+        async || (stage.status(job).await.as_deref() == Some("CANCELLED")).then_some(()),
+    )
+    .await;
+    stage.script.open("never").await;
+    worker.stop().await;
+    assert_eq!(stage.effects(job).await, [1]);
+    assert_eq!(stage.status(job).await.as_deref(), Some("CANCELLED"));
+    assert_eq!(stage.script.positions(job).await, [1, 2]);
+}

@@ -1,0 +1,64 @@
+//! A private pair of services for a test that restarts them: nothing that other tests use is touched.
+
+use std::{path::PathBuf, process::Command};
+
+use uuid::Uuid;
+
+/// A RabbitMQ and a Postgres of one's own; gone at the end.
+pub struct Services {
+    folder: PathBuf,
+    pub amqp_url: String,
+    pub database_url: String,
+}
+
+impl Services {
+    /// Starts both; takes some ten seconds.
+    pub fn start() -> Self {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("target/dev-{}", Uuid::new_v4().simple()));
+        let mut services = Self {
+            folder,
+            amqp_url: String::new(),
+            database_url: String::new(),
+        };
+        services.run(&["up"]);
+        let told = services.run(&["env"]);
+        let variable = |name: &str| {
+            let line = told
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("export {name}=")));
+            line.unwrap_or_else(|| panic!("deploy/dev env does not tell {name}: {told}"))
+                .trim_matches('\'')
+                .to_owned()
+        };
+        (services.amqp_url, services.database_url) =
+            (variable("AMQP_URL"), variable("DATABASE_URL"));
+        services
+    }
+
+    /// `deploy/dev restart SERVICE` and the like.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = Command::new(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/dev"))
+            .arg("--at")
+            .arg(&self.folder)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "deploy/dev {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        let _ = Command::new(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/dev"))
+            .arg("--at")
+            .arg(&self.folder)
+            .arg("down")
+            .output();
+    }
+}
