@@ -107,7 +107,7 @@ pub(crate) enum Way {
     Resumed,
 }
 
-const CLAIM: &str = r"
+pub(super) const CLAIM: &str = r"
 WITH asked AS (
     SELECT * FROM unnest($1::uuid[], $2::int8[], $3::bool[], $4::int8[], $5::bytea[], $6::text[], $7::text[], $8::int4[], $18::bool[])
         AS asked (id, generation, redelivered, running, fingerprint, kind, payload, total, alone)
