@@ -183,9 +183,9 @@ WITH asked AS (
      WHERE begun.answer = 'taken_over'
     ON CONFLICT DO NOTHING
 ), created AS (
-    INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, started_at)
+    INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, created_at, started_at)
     SELECT asked.id, $10, asked.kind, asked.payload::json, asked.fingerprint, asked.total, 'PROCESSING', 1,
-           asked.generation, asked.generation, $9, 1, clock_timestamp()
+           asked.generation, asked.generation, $9, 1, statement_timestamp(), statement_timestamp()
       FROM asked WHERE asked.id NOT IN (SELECT known.id FROM known)
      ORDER BY asked.id
     ON CONFLICT (id) DO NOTHING
