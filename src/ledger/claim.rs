@@ -23,10 +23,7 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 use std::{sync::Arc, time::Duration};
 
 use super::{Holder, lane::Verb, message::stored_message};
-use crate::{
-    job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, null},
-    task::TaskResult,
-};
+use crate::job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, TaskResult, null};
 
 /// What a delivery asks the ledger.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 
 mod broker;
 mod death;
+mod house;
 mod order;
 mod outage;
 mod repair;
