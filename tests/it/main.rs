@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broker;
+mod cli;
 mod death;
+mod exec;
 mod order;
 mod outage;
 mod repair;
