@@ -158,6 +158,17 @@ pub struct TaskSpec {
     pub timeout: Option<Duration>,
 }
 
+/// The result of an earlier task of the same job.
+#[derive(Clone, Debug, Serialize)]
+pub struct TaskResult {
+    /// Where the task stands in its job, from 1.
+    pub position: Position,
+    /// The name of the handler that did it.
+    pub handler: String,
+    /// What the handler answered.
+    pub result: Box<RawValue>,
+}
+
 /// One job, as the publisher asks for it: the decoded message.
 ///
 /// ```

@@ -39,7 +39,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    job::{JobId, JobMessage, Position, TaskSpec},
+    job::{JobId, JobMessage, Position, TaskResult, TaskSpec},
     ledger::{HandlerTransaction, Transaction},
     retry::RetryPolicy,
 };
@@ -136,17 +136,6 @@ impl<E: Error> From<E> for TaskError {
             message,
         }
     }
-}
-
-/// The result of an earlier task of the same job.
-#[derive(Clone, Debug, Serialize)]
-pub struct TaskResult {
-    /// Where the task stands in its job, from 1.
-    pub position: Position,
-    /// The name of the handler that did it.
-    pub handler: String,
-    /// What the handler answered.
-    pub result: Box<RawValue>,
 }
 
 /// A job as one run of it sees it: the message, and the results so far.

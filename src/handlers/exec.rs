@@ -71,8 +71,8 @@ use tracing::{Instrument, debug};
 
 use self::group::{Group, Open, leader_ended};
 use crate::{
-    job::{JobId, Position, null},
-    task::{Handler, TaskContext, TaskError, TaskOutcome, TaskResult},
+    job::{JobId, Position, TaskResult, null},
+    task::{Handler, TaskContext, TaskError, TaskOutcome},
 };
 
 /// The worker's environment variables that every program is given, where the worker has them.

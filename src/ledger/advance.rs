@@ -78,6 +78,9 @@ macro_rules! advance {
            finished_at = CASE v.next WHEN 'finish' THEN clock_timestamp() END,
            next_attempt_at = CASE v.next WHEN 'hand_back' THEN clock_timestamp() END
       FROM v WHERE v.next <> 'task' AND job.id = v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
+               AND (v.next <> 'finish' OR v.position = job.total)
+               AND EXISTS (SELECT FROM cliquet.tasks task WHERE task.job_id = v.job_id AND task.position = v.position
+                              AND task.status = 'PROCESSING' AND task.epoch = v.epoch AND task.attempt = v.attempt)
     RETURNING job.id
 ), done AS (
     UPDATE cliquet.tasks task SET status = 'SUCCESS', finished_at = clock_timestamp(), result = v.result::json
@@ -94,7 +97,7 @@ SELECT done.job_id FROM done"
     };
 }
 
-const ADVANCE_MANY: &str = advance!(
+pub(super) const ADVANCE_MANY: &str = advance!(
     "SELECT * FROM unnest($1::uuid[], $2::int4[], $3::int8[], $4::int4[], $5::text[], $6::text[]) AS v (job_id, position, epoch, attempt, result, next)"
 );
 const ADVANCE_ONE: &str = advance!(

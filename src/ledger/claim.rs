@@ -23,10 +23,7 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 use std::{sync::Arc, time::Duration};
 
 use super::{Holder, lane::Verb, message::stored_message};
-use crate::{
-    job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, null},
-    task::TaskResult,
-};
+use crate::job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, TaskResult, null};
 
 /// What a delivery asks the ledger.
 #[derive(Debug)]
@@ -107,7 +104,7 @@ pub(crate) enum Way {
     Resumed,
 }
 
-const CLAIM: &str = r"
+pub(super) const CLAIM: &str = r"
 WITH asked AS (
     SELECT * FROM unnest($1::uuid[], $2::int8[], $3::bool[], $4::int8[], $5::bytea[], $6::text[], $7::text[], $8::int4[], $18::bool[])
         AS asked (id, generation, redelivered, running, fingerprint, kind, payload, total, alone)
@@ -183,9 +180,9 @@ WITH asked AS (
      WHERE begun.answer = 'taken_over'
     ON CONFLICT DO NOTHING
 ), created AS (
-    INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, started_at)
+    INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, created_at, started_at)
     SELECT asked.id, $10, asked.kind, asked.payload::json, asked.fingerprint, asked.total, 'PROCESSING', 1,
-           asked.generation, asked.generation, $9, 1, clock_timestamp()
+           asked.generation, asked.generation, $9, 1, statement_timestamp(), statement_timestamp()
       FROM asked WHERE asked.id NOT IN (SELECT known.id FROM known)
      ORDER BY asked.id
     ON CONFLICT (id) DO NOTHING

@@ -36,7 +36,7 @@ const ALONE: &str = "SELECT pg_try_advisory_lock(x'636c7172'::int4, hashtext($1)
 
 /// Each part is bounded and rests on a small partial index. The first bound on the time is there for the index: a constant
 /// for the statement, so that what waits on the rungs is not read.
-const OWED: &str = r"
+pub(super) const OWED: &str = r"
 (SELECT job.id, job.generation, CASE WHEN job.sent < 0 THEN 'enqueued' ELSE 'overdue' END AS what,
         extract(epoch FROM clock_timestamp() - job.next_attempt_at)::float8 AS overdue
    FROM cliquet.jobs job

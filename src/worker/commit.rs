@@ -58,7 +58,9 @@ pub(super) async fn fail(
     error: TaskError,
     reason: Option<&'static str>,
 ) -> RunEnd {
-    let spec = &message.tasks[stand.position as usize - 1];
+    let Some(spec) = message.tasks.get(stand.position as usize - 1) else {
+        return RunEnd::Fenced; // the fingerprint rules it out: a claim is of a job with these tasks
+    };
     let options = crew
         .registry
         .get(&spec.handler)

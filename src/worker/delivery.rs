@@ -21,7 +21,7 @@ use super::{
 use crate::{
     broker::{Delivery, Marks},
     job::{BadMessage, JobMessage},
-    ledger::{Answer, Claim, Claimed, LedgerError, Way},
+    ledger::{Answer, Claim, Claimed, Way},
 };
 
 /// A redelivery may be faster than Postgres notices that the former holder's socket is gone: so long it is asked again
@@ -97,10 +97,7 @@ async fn follow(
         };
         let answer = match crew.ledger.claim(claim).await {
             Ok(answer) => answer,
-            Err(LedgerError::Refused(sentence)) => {
-                return Some((delivery, Outcome::Unstorable(sentence)));
-            }
-            Err(_) => return Some((delivery, Outcome::Untouched)),
+            Err(error) => return Some((delivery, Outcome::Unclaimed(error))),
         };
         match (answer, running) {
             (Answer::Claimed(claimed), _) => {
@@ -119,27 +116,16 @@ async fn follow(
                 Adoption::OneTooMany(delivery) => return Some((delivery, Outcome::OneTooMany)),
                 Adoption::Ended(again) => delivery = again,
             },
-            (Answer::Suspect { crashes }, _) => match crew.alone(crashes) {
-                Some(permit) => alone = Some(permit),
-                None => {
-                    return Some((
-                        delivery,
-                        Outcome::Answered(Answer::Suspect { crashes }, message.fingerprint),
-                    ));
-                }
-            },
-            (Answer::Busy, _) if marks.redelivered => match patience.next() {
-                Some(pause) => {
-                    drop((turn, place));
-                    sleep(*pause).await;
-                }
-                None => {
-                    return Some((
-                        delivery,
-                        Outcome::Answered(Answer::Busy, message.fingerprint),
-                    ));
-                }
-            },
+            (Answer::Suspect { crashes }, _) if let Some(permit) = crew.alone(crashes) => {
+                alone = Some(permit);
+            }
+            (Answer::Busy, _)
+                if marks.redelivered
+                    && let Some(pause) = patience.next() =>
+            {
+                drop((turn, place));
+                sleep(*pause).await;
+            }
             (answer, _) => {
                 debug!(job.id = %message.id, ?answer, "not ours to run");
                 return Some((delivery, Outcome::Answered(answer, message.fingerprint)));

@@ -7,7 +7,7 @@ use super::{Crew, run::RunEnd};
 use crate::{
     broker::{Delivery, Letter, Marks, Place, SendError, Settled},
     job::{BadMessage, Fingerprint, Generation, JobId},
-    ledger::Answer,
+    ledger::{Answer, LedgerError},
     retry::Ladder,
 };
 
@@ -16,8 +16,8 @@ use crate::{
 pub(super) enum Outcome {
     /// It is no job.
     Bad(BadMessage),
-    /// It is a job of known id, but Postgres does not take it.
-    Unstorable(String),
+    /// The ledger did not answer its claim: Postgres does not take the job, or the worker is leaving.
+    Unclaimed(LedgerError),
     /// Its job is not ours to run.
     Answered(Answer, Fingerprint),
     /// Its job was run.
@@ -99,7 +99,8 @@ impl Settlement {
         let park = |reason, error| Settlement::Replace(Copy::park(marks.generation, reason, error));
         match outcome {
             Outcome::Bad(bad) => park(bad.reason, bad.sentence),
-            Outcome::Unstorable(sentence) => park("unstorable", sentence),
+            Outcome::Unclaimed(LedgerError::Refused(sentence)) => park("unstorable", sentence),
+            Outcome::Unclaimed(_) => Settlement::Requeue,
             Outcome::OneTooMany => Settlement::Acknowledge,
             Outcome::Untouched => Settlement::Requeue,
             Outcome::Answered(answer, fingerprint) => match answer {

@@ -729,7 +729,7 @@ async fn no_failing_command_prints_a_password() {
             binaries.push((variable, url.to_string(), binary));
         }
     }
-    let mut in_file = Binary::bare();
+    let in_file = Binary::bare();
     in_file.file(
         "cliquet.toml",
         &wrong("amqp_url = \"amqp://guest:PW@127.0.0.1:1\" oops\n"),

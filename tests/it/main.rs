@@ -6,6 +6,7 @@ mod broker;
 mod cli;
 mod death;
 mod exec;
+mod house;
 mod order;
 mod outage;
 mod repair;

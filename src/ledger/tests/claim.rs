@@ -740,13 +740,14 @@ async fn a_claim_that_wins_because_the_other_rolled_back_creates_the_job() {
     assert_eq!(database.job(message.id).await.holder, Some(bob.id()));
 }
 
-/// What a takeover answers, and what is left, when it had to wait for this write of the holder.
+/// What a takeover answers, and what is left, when it had to wait for this write of the holder in the second task of so many.
 async fn takeover_after<V: lane::Verb>(
+    tasks: usize,
     holders_write: impl FnOnce(Stand) -> V,
 ) -> (Answer, Vec<String>, JobRow) {
     let database = Database::new().await;
     let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
-    let message = job_of(3);
+    let message = job_of(tasks);
     let first = stand(&message, &ada.claimed(&message).await);
     ada.done(first, json!("one")).await;
     stale(&database, &ada).await;
@@ -770,7 +771,7 @@ async fn takeover_after<V: lane::Verb>(
 #[tokio::test]
 async fn a_takeover_that_waited_for_an_advance_goes_on_behind_it() {
     let (answer, statuses, job) =
-        takeover_after(|stand| advance(stand, json!("two"), Next::Task)).await;
+        takeover_after(3, |stand| advance(stand, json!("two"), Next::Task)).await;
     match answer {
         Answer::Claimed(claimed) => {
             assert_eq!(
@@ -792,7 +793,8 @@ async fn a_takeover_that_waited_for_an_advance_goes_on_behind_it() {
 
 #[tokio::test]
 async fn a_takeover_that_waited_for_the_end_finds_the_job_finished() {
-    let (answer, _, job) = takeover_after(|stand| advance(stand, json!("two"), Next::Finish)).await;
+    let (answer, _, job) =
+        takeover_after(2, |stand| advance(stand, json!("two"), Next::Finish)).await;
     assert!(matches!(answer, Answer::Finished), "{answer:?}");
     assert_eq!((job.status.as_str(), job.epoch), ("SUCCESS", 1));
 }
@@ -800,7 +802,7 @@ async fn a_takeover_that_waited_for_the_end_finds_the_job_finished() {
 #[tokio::test]
 async fn a_takeover_that_waited_for_a_hand_back_resumes_behind_it() {
     let (answer, statuses, _) =
-        takeover_after(|stand| advance(stand, json!("two"), Next::HandBack)).await;
+        takeover_after(3, |stand| advance(stand, json!("two"), Next::HandBack)).await;
     match answer {
         Answer::Claimed(claimed) => assert_eq!(
             (
@@ -819,7 +821,7 @@ async fn a_takeover_that_waited_for_a_hand_back_resumes_behind_it() {
 #[tokio::test]
 async fn a_takeover_that_waited_for_a_failure_is_superseded_by_the_retry() {
     let (answer, statuses, job) =
-        takeover_after(|stand| fail(stand, Some(Duration::from_secs(60)))).await;
+        takeover_after(3, |stand| fail(stand, Some(Duration::from_secs(60)))).await;
     assert!(
         matches!(
             answer,
@@ -836,7 +838,7 @@ async fn a_takeover_that_waited_for_a_failure_is_superseded_by_the_retry() {
 
 #[tokio::test]
 async fn a_takeover_that_waited_for_a_release_resumes_without_a_crash() {
-    let (answer, statuses, _) = takeover_after(|stand| Release {
+    let (answer, statuses, _) = takeover_after(3, |stand| Release {
         job: stand.job,
         epoch: stand.epoch,
     })

@@ -1,1 +1,289 @@
+//! What is owed to the broker.
+
 use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn alone(worker: &Worker) -> Reconciling {
+    Reconciling::begin(worker.ledger.pool(), worker.ledger.holder())
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+/// What is owed now, by a reconciler that comes and goes.
+async fn owed(worker: &Worker, grace: Duration) -> Vec<Owed> {
+    let mut reconciling = alone(worker).await;
+    let owed = reconciling.owed(grace).await.unwrap();
+    reconciling.end().await;
+    owed
+}
+
+async fn abandoned(worker: &Worker) -> Vec<Owed> {
+    let mut reconciling = alone(worker).await;
+    let abandoned = reconciling.abandoned(worker.ledger.holder()).await.unwrap();
+    reconciling.end().await;
+    abandoned
+}
+
+/// A job that waits at generation 1 and has been due for so many seconds.
+async fn due_for(database: &Database, worker: &Worker, seconds: i64) -> Arc<JobMessage> {
+    let message = job_of(1);
+    worker
+        .fail(stand(&message, &worker.claimed(&message).await))
+        .await;
+    database
+        .run(&format!(
+            "UPDATE cliquet.jobs SET next_attempt_at = now() - interval '{seconds} seconds' WHERE id = '{}'",
+            message.id
+        ))
+        .await;
+    message
+}
+
+#[tokio::test]
+async fn a_job_that_is_due_for_longer_than_the_grace_is_owed() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let overdue = due_for(&database, &ada, 90).await;
+    due_for(&database, &ada, 30).await;
+    due_for(&database, &ada, -30).await;
+    let owed = owed(&ada, MINUTE).await;
+    assert_eq!(owed.len(), 1);
+    assert_eq!(
+        (owed[0].job, owed[0].generation),
+        (overdue.id, Generation(1))
+    );
+    match owed[0].what {
+        What::Overdue { by } => assert!(by >= Duration::from_secs(90) && by < 2 * MINUTE),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_held_job_and_one_that_is_over_are_not_owed() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    ada.claimed(&job_of(1)).await;
+    ada.finish(&job_of(1)).await;
+    assert_eq!(owed(&ada, Duration::ZERO).await, []);
+    assert_eq!(abandoned(&ada).await, []);
+}
+
+#[tokio::test]
+async fn a_job_enqueued_in_sql_is_owed_at_once() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = job_of(2);
+    enqueue(&database, &message).await;
+    assert_eq!(
+        owed(&ada, MINUTE).await,
+        [Owed {
+            job: message.id,
+            generation: Generation(0),
+            what: What::Enqueued
+        }]
+    );
+}
+
+#[tokio::test]
+async fn a_job_enqueued_for_later_is_owed_when_it_is_due() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    enqueue(&database, &job_of(2)).await;
+    database
+        .run("UPDATE cliquet.jobs SET next_attempt_at = now() + interval '1 hour'")
+        .await;
+    assert_eq!(owed(&ada, Duration::ZERO).await, []);
+}
+
+#[tokio::test]
+async fn a_given_up_job_whose_copy_is_not_known_to_be_parked_is_owed() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let (lost, parked, fresh) = (job_of(1), job_of(1), job_of(1));
+    for message in [&lost, &parked, &fresh] {
+        ada.give_up(stand(message, &ada.claimed(message).await))
+            .await;
+    }
+    ada.ledger.sent(parked.id, Generation(1));
+    until("what was sent is written", async || {
+        database.job(parked.id).await.sent == 1
+    })
+    .await;
+    database
+        .run(&format!(
+            "UPDATE cliquet.jobs SET finished_at = now() - interval '2 minutes' WHERE id <> '{}'",
+            fresh.id
+        ))
+        .await;
+    assert_eq!(
+        owed(&ada, MINUTE).await,
+        [Owed {
+            job: lost.id,
+            generation: Generation(1),
+            what: What::Unparked
+        }]
+    );
+}
+
+#[tokio::test]
+async fn what_is_sent_is_never_unsent() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = due_for(&database, &ada, 0).await;
+    for generation in [1, 0] {
+        ada.ledger.sent(message.id, Generation(generation));
+    }
+    ada.claim(&job_of(1)).await; // the lane has written what was mentioned when it has answered twice
+    ada.claim(&job_of(1)).await;
+    assert_eq!(database.job(message.id).await.sent, 1);
+}
+
+#[tokio::test]
+async fn jobs_of_another_queue_are_another_reconcilers() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    due_for(&database, &ada, 90).await;
+    database
+        .run("UPDATE cliquet.jobs SET queue = 'other'")
+        .await;
+    assert_eq!(owed(&ada, MINUTE).await, []);
+}
+
+#[tokio::test]
+async fn jobs_of_dead_workers_are_abandoned_and_those_of_the_living_are_not() {
+    let database = Database::new().await;
+    let (ada, bob, eve) = (
+        database.worker("ada").await,
+        database.worker("bob").await,
+        database.worker("eve").await,
+    );
+    let (stopped, silent, living) = (job_of(1), job_of(1), job_of(1));
+    ada.claimed(&stopped).await;
+    bob.claimed(&silent).await;
+    eve.claimed(&living).await;
+    ada.presence.end().await;
+    stale(&database, &bob).await;
+    let mut jobs: Vec<_> = abandoned(&eve)
+        .await
+        .iter()
+        .map(|owed| {
+            assert_eq!(owed.what, What::Abandoned);
+            owed.job
+        })
+        .collect();
+    jobs.sort();
+    assert_eq!(jobs, [stopped.id, silent.id]);
+}
+
+#[tokio::test]
+async fn a_dead_worker_that_holds_nothing_is_cleared_once_it_has_been_dead_for_a_while() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let cleared = "SELECT cleared_at IS NOT NULL FROM cliquet.workers WHERE name = 'ada'";
+    let id = ada.id();
+    ada.presence.end().await;
+    abandoned(&bob).await;
+    assert!(
+        !database.value::<bool>(cleared).await,
+        "its last claim may be on its way"
+    );
+    database
+        .run("UPDATE cliquet.workers SET stopped_at = now() - interval '2 minutes', seen_at = now() - interval '3 minutes' WHERE name = 'ada'")
+        .await;
+    abandoned(&bob).await;
+    assert!(database.value::<bool>(cleared).await);
+
+    // A worker that was only silent, and speaks again, may hold jobs again.
+    let message = job_of(1);
+    bob.claimed(&message).await;
+    database
+        .run(&format!("UPDATE cliquet.jobs SET holder = {id}; UPDATE cliquet.workers SET seen_at = now(), stopped_at = now() WHERE id = {id}"))
+        .await;
+    assert_eq!(abandoned(&bob).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_with_abandoned_jobs_is_not_cleared() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    ada.claimed(&job_of(1)).await;
+    stale(&database, &ada).await;
+    for _ in 0..2 {
+        assert_eq!(abandoned(&bob).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_was_looked_after_is_put_off() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = due_for(&database, &ada, 90).await;
+    let later = due_for(&database, &ada, -90).await;
+    let mut reconciling = alone(&ada).await;
+    reconciling
+        .put_off(&[message.id, later.id], 10 * MINUTE)
+        .await
+        .unwrap();
+    assert_eq!(reconciling.owed(Duration::ZERO).await.unwrap(), []);
+    reconciling.end().await;
+    let due = |due: Option<f64>| due.unwrap().round() as i64;
+    assert_eq!(due(database.job(message.id).await.due_in), 600);
+    assert!(due(database.job(later.id).await.due_in) <= 90);
+}
+
+#[tokio::test]
+async fn one_reconciler_looks_after_a_queue_at_a_time() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let begin = |worker: &Worker| {
+        let (pool, holder) = (worker.ledger.pool().clone(), worker.presence.holder());
+        async move { Reconciling::begin(&pool, &holder).await.unwrap() }
+    };
+    let first = begin(&ada).await.unwrap();
+    assert!(begin(&bob).await.is_none());
+    assert!(begin(&ada).await.is_none());
+    first.end().await;
+    assert!(begin(&bob).await.is_some());
+}
+
+#[tokio::test]
+async fn a_reconciler_that_is_cut_short_lets_others_look() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    drop(alone(&ada).await);
+    until("another may reconcile", async || {
+        Reconciling::begin(bob.ledger.pool(), bob.ledger.holder())
+            .await
+            .unwrap()
+            .is_some()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_waits_on_the_rungs_is_not_read() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    due_for(&database, &ada, 90).await;
+    let mut connection = database.connect().await;
+    on(
+        &mut connection,
+        &format!(
+            "SET enable_seqscan = off; PREPARE owed(text, float8) AS {}",
+            crate::ledger::due::OWED
+        ),
+    )
+    .await;
+    let plan = sqlx::query("EXPLAIN EXECUTE owed('jobs', 5)")
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+    let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    let plan = plan.join("\n");
+    assert!(
+        plan.contains("Index Cond: (next_attempt_at <= statement_timestamp())"),
+        "{plan}"
+    );
+}

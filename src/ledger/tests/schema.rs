@@ -1,1 +1,176 @@
+//! The schema's versions, and what its constraints refuse.
+
 use super::*;
+
+#[tokio::test]
+async fn an_empty_database_is_migrated() {
+    let database = Database::empty().await;
+    let states = migrate(&database.address).await.unwrap();
+    assert!(states.len() >= 3 && states.iter().all(|state| state.applied_now));
+    check(&database.address).await.unwrap();
+}
+
+#[tokio::test]
+async fn migrating_again_changes_nothing() {
+    let database = Database::new().await;
+    let states = migrate(&database.address).await.unwrap();
+    assert!(states.iter().all(|state| !state.applied_now));
+}
+
+#[tokio::test]
+async fn a_check_names_what_is_missing_and_the_command_that_brings_it() {
+    let database = Database::empty().await;
+    match check(&database.address).await {
+        Err(LedgerError::Schema(sentence)) => {
+            assert!(sentence.contains("1 (jobs and tasks)"), "{sentence}");
+            assert!(sentence.contains("cliquet migrate"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+    migrate(&database.address).await.unwrap();
+    database
+        .run("DELETE FROM cliquet.migrations WHERE version = 2")
+        .await;
+    match check(&database.address).await {
+        Err(LedgerError::Schema(sentence)) => {
+            assert!(sentence.contains("missing 2 (failures). Run"), "{sentence}")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_newer_database_is_accepted_by_the_check() {
+    let database = Database::new().await;
+    database
+        .run("INSERT INTO cliquet.migrations (version, description, success, checksum, execution_time) VALUES (9999, 'of a later version', true, '', 0)")
+        .await;
+    check(&database.address).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_list_of_migrations_is_in_cliquets_own_schema() {
+    let database = Database::new().await;
+    let schemas: String = database
+        .value("SELECT string_agg(DISTINCT schemaname, ' ') FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')")
+        .await;
+    assert_eq!(schemas, "cliquet");
+    let versions: i64 = database
+        .value("SELECT count(*) FROM cliquet.migrations")
+        .await;
+    assert!(versions >= 3);
+}
+
+#[tokio::test]
+async fn migrations_at_the_same_time_are_done_once() {
+    let database = Database::empty().await;
+    let migrations = (0..4).map(|_| migrate(&database.address));
+    for states in futures::future::join_all(migrations).await {
+        states.unwrap();
+    }
+    check(&database.address).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
+    let address = LedgerAddress::parse("postgres://ada:s3cret@127.0.0.1:1/shop").unwrap();
+    match check(&address).await {
+        Err(LedgerError::Unavailable(sentence)) => {
+            assert!(
+                sentence.contains("ada@127.0.0.1:1/shop") && !sentence.contains("s3cret"),
+                "{sentence}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_constraints_refuse_states_that_cannot_be() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let (held, waiting, over) = (job_of(2), job_of(1), job_of(1));
+    ada.claimed(&held).await;
+    ada.fail(stand(&waiting, &ada.claimed(&waiting).await))
+        .await;
+    ada.finish(&over).await;
+    for (id, change, constraint) in [
+        (
+            held.id,
+            "jobs SET holder = NULL",
+            "held_exactly_while_processing",
+        ),
+        (
+            waiting.id,
+            "jobs SET holder = 1",
+            "held_exactly_while_processing",
+        ),
+        (
+            held.id,
+            "jobs SET next_attempt_at = now()",
+            "due_exactly_while_waiting",
+        ),
+        (
+            waiting.id,
+            "jobs SET next_attempt_at = NULL",
+            "due_exactly_while_waiting",
+        ),
+        (
+            over.id,
+            "jobs SET finished_at = NULL",
+            "finished_exactly_when_over",
+        ),
+        (
+            held.id,
+            "jobs SET finished_at = now()",
+            "finished_exactly_when_over",
+        ),
+        (over.id, "jobs SET error = 'but'", "no_error_in_success"),
+        (waiting.id, "jobs SET error = NULL", "failed_says_why"),
+        (held.id, "jobs SET total = 0", "jobs_total_check"),
+        (
+            held.id,
+            "jobs SET fingerprint = 'short'",
+            "jobs_fingerprint_check",
+        ),
+        (
+            held.id,
+            "tasks SET finished_at = now()",
+            "finished_exactly_when_ended",
+        ),
+        (
+            over.id,
+            "tasks SET error = 'but'",
+            "error_exactly_when_failed",
+        ),
+        (
+            waiting.id,
+            "tasks SET error = NULL",
+            "error_exactly_when_failed",
+        ),
+        (held.id, "tasks SET result = '1'", "result_only_of_success"),
+        (held.id, "tasks SET attempt = 0", "begun_has_an_attempt"),
+        (
+            held.id,
+            "tasks SET started_at = NULL",
+            "begun_has_an_attempt",
+        ),
+        (held.id, "tasks SET crashes = -1", "tasks_crashes_check"),
+        (
+            held.id,
+            "tasks SET position = position - 1",
+            "tasks_position_check",
+        ),
+        (held.id, "tasks SET position = 1", "tasks_pkey"),
+    ] {
+        let key = if change.starts_with("jobs") {
+            "id"
+        } else {
+            "job_id"
+        };
+        let refusal = database
+            .refusal(&format!("UPDATE cliquet.{change} WHERE {key} = '{id}'"))
+            .await;
+        assert!(refusal.contains(constraint), "{change}: {refusal}");
+    }
+}

@@ -1,1 +1,361 @@
+//! A handler's own transaction.
+
 use super::*;
+
+/// A worker in the first task of a job of two, and the task's transaction; `orders` is the user's table.
+async fn running(database: &Database) -> (Worker, Arc<JobMessage>, Stand, HandlerTransaction) {
+    database
+        .run("CREATE TABLE orders (number int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)")
+        .await;
+    let ada = database.worker("ada").await;
+    let message = job_of(2);
+    let stand = stand(&message, &ada.claimed(&message).await);
+    let transaction = HandlerTransaction::new(ada.ledger.pool().clone());
+    (ada, message, stand, transaction)
+}
+
+async fn order(transaction: &HandlerTransaction, number: i32) {
+    let mut tx = transaction.begin().await.unwrap();
+    sqlx::query("INSERT INTO orders VALUES ($1)")
+        .bind(number)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+}
+
+async fn orders(database: &Database) -> i64 {
+    database.value("SELECT count(*) FROM orders").await
+}
+
+/// Commits the SUCCESS with what the handler wrote.
+async fn commit(transaction: &HandlerTransaction, stand: Stand) -> Committed {
+    let open = transaction.take().unwrap().unwrap();
+    advance(stand, json!("ordered"), Next::Task)
+        .commit_with(open)
+        .await
+}
+
+#[tokio::test]
+async fn what_a_handler_writes_commits_with_its_success() {
+    let database = Database::new().await;
+    let (_ada, message, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    order(&transaction, 2).await;
+    assert_eq!(orders(&database).await, 0);
+
+    assert!(matches!(commit(&transaction, stand).await, Committed::Yes));
+
+    assert_eq!(orders(&database).await, 2);
+    assert_eq!(
+        database.statuses(message.id).await,
+        ["SUCCESS", "PROCESSING"]
+    );
+    let shared: bool = database
+        .value("SELECT count(DISTINCT xmin::text) = 1 FROM (SELECT xmin FROM orders UNION ALL SELECT xmin FROM cliquet.tasks) rows")
+        .await;
+    assert!(shared, "one transaction wrote all of it");
+}
+
+#[tokio::test]
+async fn what_a_fenced_handler_wrote_is_rolled_back() {
+    let database = Database::new().await;
+    let (ada, message, stand, transaction) = running(&database).await;
+    let bob = database.worker("bob").await;
+    order(&transaction, 1).await;
+    stale(&database, &ada).await;
+    bob.claimed(&message).await;
+    let before = database.all_of(message.id).await;
+
+    let committed = commit(&transaction, stand).await;
+
+    assert!(matches!(committed, Committed::Fenced), "{committed:?}");
+    assert_eq!(orders(&database).await, 0);
+    assert_eq!(database.all_of(message.id).await, before);
+}
+
+#[tokio::test]
+async fn a_handlers_commit_that_waited_for_a_takeover_is_fenced() {
+    let database = Database::new().await;
+    let (ada, message, stand, transaction) = running(&database).await;
+    let bob = database.worker("bob").await;
+    order(&transaction, 1).await;
+    stale(&database, &ada).await;
+    let mut taker = database.connect().await;
+    on(&mut taker, "BEGIN").await;
+    write(&mut taker, &bob, asks(&message)).await;
+    let late = tokio::spawn(async move { commit(&transaction, stand).await });
+    database.blocked(1).await;
+    on(&mut taker, "COMMIT").await;
+    assert!(matches!(late.await.unwrap(), Committed::Fenced));
+    assert_eq!(orders(&database).await, 0);
+}
+
+#[tokio::test]
+async fn a_takeover_that_waited_for_a_handlers_commit_does_not_repeat_the_task() {
+    let database = Database::new().await;
+    let (ada, message, stand, transaction) = running(&database).await;
+    let bob = database.worker("bob").await;
+    order(&transaction, 1).await;
+    stale(&database, &ada).await;
+    let mut open = transaction.take().unwrap().unwrap();
+    write(&mut open, &ada, advance(stand, json!(1), Next::Task)).await;
+    let claim = tokio::spawn({
+        let (ledger, claim) = (bob.ledger.clone(), asks(&message));
+        async move { ledger.claim(claim).await.unwrap() }
+    });
+    database.blocked(1).await;
+    on(&mut open, "COMMIT").await;
+    match claim.await.unwrap() {
+        Answer::Claimed(claimed) => assert_eq!(claimed.position, 2),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(orders(&database).await, 1);
+}
+
+#[tokio::test]
+async fn a_constraint_that_fails_at_commit_keeps_nothing() {
+    let database = Database::new().await;
+    let (_ada, message, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    order(&transaction, 1).await;
+    match commit(&transaction, stand).await {
+        Committed::No(sentence) => assert!(sentence.contains("orders_pkey"), "{sentence}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(orders(&database).await, 0);
+    assert_eq!(
+        database.statuses(message.id).await,
+        ["PROCESSING", "PENDING"]
+    );
+}
+
+#[tokio::test]
+async fn a_transaction_that_a_statement_broke_keeps_nothing() {
+    let database = Database::new().await;
+    let (_ada, message, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    let mut tx = transaction.begin().await.unwrap();
+    assert!(sqlx::raw_sql("SELECT 1/0").execute(&mut *tx).await.is_err());
+    drop(tx);
+    let committed = commit(&transaction, stand).await;
+    assert!(matches!(committed, Committed::No(_)), "{committed:?}");
+    assert_eq!(orders(&database).await, 0);
+    assert_eq!(
+        database.statuses(message.id).await,
+        ["PROCESSING", "PENDING"]
+    );
+}
+
+#[tokio::test]
+async fn a_second_loan_of_an_open_transaction_is_an_error() {
+    let database = Database::new().await;
+    let (_ada, _, _, transaction) = running(&database).await;
+    let first = transaction.begin().await.unwrap();
+    let second = transaction.begin().await.unwrap_err();
+    assert!(second.to_string().contains("already lent"), "{second}");
+    assert!(transaction.take().is_err());
+    drop(first);
+    assert!(transaction.begin().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_handler_that_asks_for_no_transaction_costs_no_connection() {
+    let database = Database::new().await;
+    let (ada, _, _, transaction) = running(&database).await;
+    assert!(transaction.take().unwrap().is_none());
+    assert_eq!(ada.ledger.pool().size(), 0);
+}
+
+#[tokio::test]
+async fn an_abandoned_transaction_is_rolled_back_and_its_connection_closed() {
+    let database = Database::new().await;
+    let (ada, _, _, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    transaction.abandon();
+    no_handler_sessions(&database).await;
+    assert_eq!(orders(&database).await, 0);
+    assert!(ada.ledger.pool().acquire().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_handler_cut_short_in_the_middle_of_a_query_leaves_nothing_behind() {
+    let database = Database::new().await;
+    let (ada, message, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    let handler = tokio::spawn({
+        let transaction = transaction.clone();
+        async move {
+            let mut tx = transaction.begin().await.unwrap();
+            sqlx::query("SELECT pg_sleep(600)")
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+        }
+    });
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    until("the handler is in its query", async || {
+        database.value::<i64>(sleeping).await == 1
+    })
+    .await;
+    handler.abort();
+    let _ = handler.await;
+    transaction.abandon();
+
+    // Every connection the pool may have can be had, and none is in the middle of something.
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        let mut connection = ada.ledger.pool().acquire().await.unwrap();
+        let row = sqlx::query("SELECT 42").fetch_one(&mut *connection).await;
+        assert_eq!(row.unwrap().get::<i32, _>(0), 42);
+        connections.push(connection);
+    }
+    // Postgres finds out that the other end has gone when the query ends.
+    database
+        .run("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")
+        .await;
+    assert_eq!(orders(&database).await, 0);
+    assert_eq!(ada.done(stand, json!(1)).await, Written::Committed);
+    assert_eq!(
+        database.statuses(message.id).await,
+        ["SUCCESS", "PROCESSING"]
+    );
+}
+
+#[tokio::test]
+async fn a_transaction_whose_opening_was_cut_short_is_opened_anew() {
+    let database = Database::new().await;
+    let (ada, _, _, transaction) = running(&database).await;
+    drop(ada.ledger.pool().acquire().await.unwrap());
+    for polls in 1..12 {
+        // Polled so often and then dropped, as a handler's own time limit does it.
+        let mut beginning = Box::pin(transaction.begin());
+        for _ in 0..polls {
+            if futures::poll!(&mut beginning).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(beginning);
+        let mut tx = transaction.begin().await.unwrap();
+        sqlx::raw_sql("SAVEPOINT one") // refused outside of a transaction
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        drop(tx);
+        transaction.abandon();
+    }
+}
+
+#[tokio::test]
+async fn connections_that_died_idle_are_no_failure_of_a_handler() {
+    let database = Database::new().await;
+    let (ada, _, stand, transaction) = running(&database).await;
+    let pool = ada.ledger.pool();
+    let all = futures::future::join_all((0..3).map(|_| pool.acquire())).await;
+    drop(all);
+    until("the connections are idle", async || pool.num_idle() == 3).await;
+    assert_eq!(database.terminate("cliquet ada handlers").await, 3);
+    order(&transaction, 1).await;
+    assert!(matches!(commit(&transaction, stand).await, Committed::Yes));
+}
+
+#[tokio::test]
+async fn a_connection_goes_back_to_the_pool_after_its_commit() {
+    let database = Database::new().await;
+    let (ada, _, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    commit(&transaction, stand).await;
+    until("the connection is back", async || {
+        ada.ledger.pool().num_idle() == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_before_the_commit_keeps_nothing() {
+    let database = Database::new().await;
+    let (ada, message, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    assert_eq!(database.terminate("cliquet ada handlers").await, 1);
+    let committed = commit(&transaction, stand).await;
+    assert!(matches!(committed, Committed::No(_)), "{committed:?}");
+    assert_eq!(orders(&database).await, 0);
+    assert_eq!(ada.ledger.fate(stand).await, None);
+    assert_eq!(
+        database.statuses(message.id).await,
+        ["PROCESSING", "PENDING"]
+    );
+}
+
+/// Runs a commit that hangs in Postgres' COMMIT, kills its session there, and answers with what the handler's side knows.
+async fn killed_in_commit(
+    database: &Database,
+    transaction: &HandlerTransaction,
+    stand: Stand,
+) -> Committed {
+    database
+        .run("CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_lock(1); RETURN NULL; END $$;
+              CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()")
+        .await;
+    let mut barrier = database.connect().await;
+    on(&mut barrier, "SELECT pg_advisory_lock(1)").await;
+    order(transaction, 1).await;
+    let committing = tokio::spawn({
+        let transaction = transaction.clone();
+        async move { commit(&transaction, stand).await }
+    });
+    database.blocked(1).await;
+    database.terminate("cliquet ada handlers").await;
+    committing.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_is_unknown_until_the_ledger_is_asked() {
+    let database = Database::new().await;
+    let (ada, _, stand, transaction) = running(&database).await;
+    let committed = killed_in_commit(&database, &transaction, stand).await;
+    assert!(matches!(committed, Committed::Unknown(_)), "{committed:?}");
+    assert_eq!(ada.ledger.fate(stand).await, None);
+    assert_eq!(orders(&database).await, 0);
+}
+
+#[tokio::test]
+async fn the_fate_of_a_commit_is_what_the_ledger_holds() {
+    let database = Database::new().await;
+    let (ada, message, stand, transaction) = running(&database).await;
+    assert_eq!(ada.ledger.fate(stand).await, None);
+    order(&transaction, 1).await;
+    commit(&transaction, stand).await;
+    assert_eq!(ada.ledger.fate(stand).await, Some(Written::Committed));
+    let bob = database.worker("bob").await;
+    stale(&database, &ada).await;
+    bob.claimed(&message).await;
+    assert_eq!(ada.ledger.fate(after(stand)).await, Some(Written::Fenced));
+    assert_eq!(ada.ledger.fate(stand).await, Some(Written::Committed));
+}
+
+#[tokio::test]
+async fn the_fate_of_a_commit_waits_for_one_that_is_in_flight() {
+    let database = Database::new().await;
+    let (ada, _, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    let mut open = transaction.take().unwrap().unwrap();
+    write(&mut open, &ada, advance(stand, json!(1), Next::Task)).await;
+    let fate = tokio::spawn({
+        let ledger = ada.ledger.clone();
+        async move { ledger.fate(stand).await }
+    });
+    database.blocked(1).await;
+    on(&mut open, "COMMIT").await;
+    assert_eq!(fate.await.unwrap(), Some(Written::Committed));
+}
+
+/// Waits until no session of a handler is left.
+async fn no_handler_sessions(database: &Database) {
+    until("handlers' sessions have ended", async || {
+        database
+            .value("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE '%handlers'")
+            .await
+    })
+    .await;
+}

@@ -1,0 +1,172 @@
+//! The house rules that can be read off the source: who may speak to whom, and what the README promises.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below a folder, with its text; tests that live beside the code are left out.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let (mut found, mut folders) = (Vec::new(), vec![root().join(folder)]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path
+                    .strip_prefix(root())
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+fn code(text: &str) -> String {
+    let beside_tests = text
+        .split("#[cfg(test)]\nmod tests")
+        .next()
+        .unwrap_or_default();
+    let lines = beside_tests
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Files whose code has one of the words, outside the places where it may stand.
+fn trespassers(words: &[&str], allowed: &[&str]) -> Vec<String> {
+    sources("src")
+        .into_iter()
+        .filter(|(name, _)| {
+            !allowed.iter().any(|place| name.starts_with(place)) && !name.contains("/tests")
+        })
+        .filter(|(_, text)| words.iter().any(|word| code(text).contains(word)))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+#[test]
+fn sql_is_written_in_the_ledger_only() {
+    assert_eq!(
+        trespassers(
+            &["sqlx::query", "raw_sql(", "SELECT ", "cliquet.jobs"],
+            &["src/ledger/"]
+        ),
+        [""; 0]
+    );
+}
+
+#[test]
+fn amqp_is_spoken_in_the_broker_only() {
+    assert_eq!(
+        trespassers(
+            &["lapin::", "basic_publish", "BasicProperties"],
+            &["src/broker/"]
+        ),
+        [""; 0]
+    );
+}
+
+#[test]
+fn only_settling_acknowledges() {
+    assert_eq!(
+        trespassers(
+            &[".acknowledge()", ".requeue()"],
+            &["src/worker/settlement.rs", "src/broker/delivery.rs"]
+        ),
+        [""; 0]
+    );
+}
+
+#[test]
+fn only_the_ledger_commits() {
+    assert_eq!(
+        trespassers(&[".commit()", "\"COMMIT\""], &["src/ledger/"]),
+        [""; 0]
+    );
+}
+
+#[test]
+fn backoff_is_named_in_one_file() {
+    assert_eq!(trespassers(&["backoff::"], &["src/retry.rs"]), [""; 0]);
+}
+
+#[test]
+fn imports_go_down_only() {
+    // Lower floors first; nobody imports from a floor above.
+    let floors: [&[&str]; 5] = [
+        &["job"],
+        &["retry", "ledger", "broker"],
+        &["task", "handlers", "config", "telemetry"],
+        &["worker"],
+        &["ops"],
+    ];
+    let floor_of = |module: &str| floors.iter().position(|floor| floor.contains(&module));
+    for (name, text) in sources("src") {
+        let module = name
+            .trim_start_matches("src/")
+            .split(['/', '.'])
+            .next()
+            .unwrap()
+            .to_owned();
+        let (Some(floor), false) = (floor_of(&module), name.contains("/tests")) else {
+            continue;
+        };
+        let code = code(&text);
+        let blocks: Vec<_> = code
+            .split("use crate::{")
+            .skip(1)
+            .filter_map(|rest| rest.split("};").next())
+            .collect();
+        for (above, modules) in floors.iter().enumerate().skip(floor + 1) {
+            for other in *modules {
+                let imported = code.contains(&format!("crate::{other}::"))
+                    || blocks
+                        .iter()
+                        .any(|block| block.contains(&format!("\n    {other}::")));
+                assert!(
+                    !imported,
+                    "{name} (floor {floor}) imports {other} (floor {above})"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let mut tests = String::new();
+    for folder in ["src", "tests"] {
+        sources(folder)
+            .iter()
+            .for_each(|(_, text)| tests.push_str(text));
+    }
+    let readme = fs::read_to_string(Path::new(&root()).join("README.md")).unwrap();
+    let prose: String = readme.split("```").step_by(2).collect();
+    let promised: Vec<_> = prose
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| {
+            word.matches('_').count() >= 4
+                && word
+                    .chars()
+                    .all(|letter| letter.is_ascii_lowercase() || letter == '_')
+        })
+        .collect();
+    assert!(promised.len() >= 8, "{promised:?}");
+    for name in promised {
+        assert!(
+            tests.contains(&format!("fn {name}(")),
+            "the README promises {name}, and there is no such test"
+        );
+    }
+}
