@@ -87,8 +87,7 @@ async fn a_queue_with_other_arguments_stops_a_worker_with_the_brokers_sentence()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_without_handlers_says_how_to_name_one() {
-    let stage = Stage::new().await;
-    let binary = Binary::on(&stage, "");
+    let binary = Binary::bare();
     let told = binary.run(&["work"]).await.failed(2);
     says(&told, &["there are no handlers", "[handlers.", "--config"]);
 }
@@ -700,6 +699,7 @@ async fn no_failing_command_prints_a_password() {
             "amqp://guest:PW@127.0.0.1:1",
             "amqp://guest:PW/x@127.0.0.1",
             "amqp://guest:PW#x@127.0.0.1",
+            "amqp://guest:1/PW@127.0.0.1",
             "amqp://guest:PW@127.0.0.1:99999",
             "amqp://guest:PW@127.0.0.1/a/b",
             "amqp://guest:PW@127.0.0.1/?nonsense=1&heartbeat=x",
@@ -710,6 +710,9 @@ async fn no_failing_command_prints_a_password() {
             "postgres://guest:PW@127.0.0.1:1/none",
             "postgres://guest:PW/x@127.0.0.1/none",
             "postgres://guest:PW#x@127.0.0.1/none",
+            "postgres://guest:1/PW@127.0.0.1/none",
+            "postgres://guest:1?PW@127.0.0.1/none",
+            "postgres://guest@127.0.0.1:1/none?pasword=PW",
             "postgres://guest:PW@127.0.0.1:99999/none",
             "postgres://guest:PW@127.0.0.1/none?sslmode=nonsense",
             "mysql://guest:PW@127.0.0.1/none",
@@ -778,7 +781,10 @@ async fn a_worker_that_is_turned_away_prints_no_password() {
     let mut url = url::Url::parse(&amqp_url()).unwrap();
     url.set_password(Some("pl4nted")).unwrap();
     binary.set("AMQP_URL", url.as_str());
-    binary.set("RUST_LOG", "debug");
+    binary.set(
+        "DATABASE_URL",
+        &format!("{}?pasword=pl4nted", stage.database),
+    );
     let told = binary.run(&["work"]).await.failed(1);
     says(&told, &["error: RabbitMQ at ", "refuses the connection"]);
     assert!(!told.contains("pl4nted"), "{told}");
