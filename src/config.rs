@@ -48,7 +48,7 @@ pub struct Config {
     /// After so many crashes of one task its job is parked.
     pub crash_limit: u32,
     /// A job that has held its delivery for so long is handed over between two tasks, before RabbitMQ's own
-    /// `consumer_timeout` (30 min by default) takes the delivery away.
+    /// `consumer_timeout` (30 min by default) takes the delivery away. Zero hands it over after every task.
     pub hand_over_after: Duration,
     /// The pause between the reconciler's looks.
     pub reconcile_every: Duration,
@@ -85,7 +85,7 @@ impl Default for Config {
             amqp_url: "amqp://guest:guest@127.0.0.1:5672".into(),
             database_url: String::new(),
             queue: "jobs".into(),
-            name: String::new(),
+            name: host(),
             concurrency: 64,
             drain_timeout: Duration::from_secs(30),
             retry: RetryPolicy::default(),
@@ -195,7 +195,11 @@ impl Config {
                 self.patience,
                 (self.heartbeat * 3).max(some)..=HOUR,
             ),
-            ("hand_over_after", self.hand_over_after, some..=DAY),
+            (
+                "hand_over_after",
+                self.hand_over_after,
+                Duration::ZERO..=DAY,
+            ),
             ("reconcile_every", self.reconcile_every, some..=HOUR),
         ];
         for (key, delay, allowed) in delays {
@@ -216,7 +220,7 @@ impl Config {
                 );
             }
         }
-        if !is_name(&self.name) && !self.name.is_empty() {
+        if !is_name(&self.name) {
             problem(
                 "name",
                 format!(
@@ -268,6 +272,19 @@ impl Config {
             }
         }
         found
+    }
+}
+
+/// The machine's name, as operators know the machine or the container by it.
+pub(crate) fn host() -> String {
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    if is_name(&name) {
+        name
+    } else {
+        "cliquet".to_owned()
     }
 }
 

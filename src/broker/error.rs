@@ -33,7 +33,7 @@ pub enum BrokerError {
     },
     /// A queue does not exist, and declaring it was not asked for.
     #[error(
-        "the queue `{queue}` does not exist, and declaring queues is switched off. Declare it (`cliquet topology` prints definitions for `rabbitmqctl import_definitions`), or switch declaring on"
+        "the queue `{queue}` does not exist. `cliquet topology declare` makes it and the others (`cliquet topology definitions` prints them for `rabbitmqctl import_definitions`)"
     )]
     Missing {
         /// The queue.

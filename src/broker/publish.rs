@@ -298,7 +298,7 @@ impl Publisher {
                 self.give_back(lent);
                 Err(SendError::Unroutable {
                     queue,
-                    remedy: "Declare it (with declaring queues switched on, a worker does), then send the message again".into(),
+                    remedy: "Make it (`cliquet topology declare`; a worker does with declaring queues switched on), then send the message again".into(),
                 })
             }
             Ok(Confirmation::Nack(None)) => {

@@ -53,8 +53,8 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads the file at `path` (`./cliquet.toml` when none is named and it is there), then the environment, which wins.
     ///
-    /// A handler's `dir` counts from the file's folder. `name` becomes the host's name when nothing gives it. Addresses
-    /// are not looked at here: whoever connects reads them.
+    /// A handler's `dir` counts from the file's folder. Addresses are not looked at here: whoever connects reads
+    /// them.
     ///
     /// # Errors
     /// A [`ConfigError`] for a file that cannot be read or is no TOML, unknown keys (with the nearest known one), values of
@@ -81,10 +81,7 @@ impl Config {
             places: BTreeMap::new(),
             complaints: Vec::new(),
         };
-        let mut config = loading.read(document.get_ref());
-        if config.name.is_empty() {
-            config.name = host();
-        }
+        let config = loading.read(document.get_ref());
         for problem in config.out_of_range() {
             let place = loading.place_of(&problem.key);
             loading
@@ -108,19 +105,6 @@ fn read(path: Option<&Path>) -> Result<Option<(PathBuf, String)>, String> {
             "the configuration file {} cannot be read: {error}",
             found.display()
         )),
-    }
-}
-
-/// The host's name, as operators know the machine or the container by it.
-fn host() -> String {
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    if super::is_name(&name) {
-        name
-    } else {
-        "cliquet".to_owned()
     }
 }
 

@@ -36,6 +36,17 @@ impl LedgerAddress {
                 url.scheme()
             ));
         }
+        // What follows would be taken for another host, and shown as the name of a database.
+        let after_host = [
+            url.path(),
+            url.query().unwrap_or(""),
+            url.fragment().unwrap_or(""),
+        ];
+        if after_host.iter().any(|part| part.contains('@')) {
+            return Err(format!(
+                "DATABASE_URL has an `@` after its host, so its password is probably cut in two by a `/`, `?` or `#`; {expected}"
+            ));
+        }
         let options = PgConnectOptions::from_str(text)
             .map_err(|error| format!("DATABASE_URL cannot be read: {error}; {expected}"))?
             .disable_statement_logging();
@@ -152,5 +163,17 @@ mod tests {
         );
         let wrong = LedgerAddress::parse("ada:s3cret").unwrap_err();
         assert!(!wrong.contains("s3cret"), "{wrong}");
+    }
+
+    #[test]
+    fn a_password_that_is_cut_in_two_is_refused_and_not_taken_for_a_database() {
+        for cut in ["/", "?", "#"] {
+            let text = format!("postgres://ada:5432{cut}s3cret@db.example/shop");
+            let wrong = LedgerAddress::parse(&text).unwrap_err();
+            assert!(
+                wrong.contains("percent-encode") && !wrong.contains("s3cret"),
+                "{wrong}"
+            );
+        }
     }
 }

@@ -122,37 +122,18 @@ impl Builder {
     ///
     /// # Errors
     /// [`WorkerError::Config`], naming the setting, what it is and what is expected.
-    pub fn build(mut self) -> Result<Worker, WorkerError> {
+    pub fn build(self) -> Result<Worker, WorkerError> {
         let wrong = WorkerError::Config;
-        if self.config.name.is_empty() {
-            self.config.name = host();
-        }
         if self.config.database_url.is_empty() {
             return Err(wrong("DATABASE_URL is not set: give the address of the Postgres database that is the ledger".into()));
         }
-        if !(1..=2000).contains(&self.config.concurrency) {
-            return Err(wrong(format!(
-                "`concurrency` is {}; expected 1 to 2000 (a quorum queue's limit)",
-                self.config.concurrency
-            )));
-        }
-        self.config
-            .retry
-            .check()
-            .map_err(|error| wrong(format!("retry: {error}")))?;
+        self.config.check().map_err(wrong)?;
         for (name, options) in self.registry.options() {
             if let Some(retry) = options.retry {
                 retry.check().map_err(|error| {
                     wrong(format!("the retry policy of handler {name:?}: {error}"))
                 })?;
             }
-        }
-        if self.config.patience < self.config.heartbeat * 3 {
-            return Err(wrong(format!(
-                "`patience` is {} and `heartbeat` {}; a worker is taken for dead after one late beat unless patience is at least three heartbeats",
-                humantime::format_duration(self.config.patience),
-                humantime::format_duration(self.config.heartbeat),
-            )));
         }
         Ok(Worker {
             amqp: Address::parse(&self.config.amqp_url).map_err(wrong)?,
@@ -179,19 +160,6 @@ impl Builder {
     /// [`WorkerError`], when it cannot begin.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
         self.build()?.run_until(stop).await
-    }
-}
-
-/// The machine's name, as people know it.
-pub(super) fn host() -> String {
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    if name.is_empty() {
-        "worker".into()
-    } else {
-        name
     }
 }
 

@@ -27,7 +27,7 @@ pub use builder::{Builder, WorkerError};
 
 use crate::{
     broker::{Address, Consumer, Identity, Publisher, Topology},
-    config::Config,
+    config::{Config, host},
     ledger::{About, Ledger, LedgerAddress, Presence},
     task::{Registry, State},
 };
@@ -142,7 +142,7 @@ impl Worker {
         } = self;
         let about = About {
             name: config.name.clone(),
-            host: builder::host(),
+            host: host(),
             queue: config.queue.clone(),
             patience: config.patience,
         };

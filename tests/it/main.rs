@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broker;
+mod cli;
 mod context;
 mod death;
+mod exec;
 mod house;
 mod order;
 mod outage;

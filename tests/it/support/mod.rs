@@ -1,5 +1,6 @@
 //! What the tests share: where the services are, and queues of one's own that are gone afterwards.
 
+pub mod binary;
 pub mod services;
 pub mod stage;
 

@@ -402,7 +402,8 @@ fn scripted(config: Config, script: &Script) -> Builder {
 
 /// With `RUST_LOG` set, a test that fails shows what its workers said.
 fn tell() {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -440,6 +441,11 @@ async fn a_worker_process() {
 pub struct WorkerProcess(std::process::Child);
 
 impl WorkerProcess {
+    /// Looks after a process that was started otherwise.
+    pub(super) fn of(child: std::process::Child) -> Self {
+        Self(child)
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
