@@ -38,6 +38,8 @@ pub(crate) struct Presence {
     address: LedgerAddress,
     holder: Arc<Holder>,
     session: Option<PgConnection>,
+    /// How long a beat may take before its session is given up: well below the patience of others.
+    no_answer: Duration,
     present: watch::Sender<bool>,
 }
 
@@ -113,6 +115,7 @@ impl Presence {
             address: address.clone(),
             holder: Arc::new(holder),
             session: None,
+            no_answer: NO_ANSWER.min(about.patience / 3),
             present: watch::Sender::new(false),
         };
         presence.lock(session).await?;
@@ -134,11 +137,12 @@ impl Presence {
         let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
         let mut failures = 0;
         loop {
-            let attempt = match timeout(NO_ANSWER, self.try_beat(running)).await {
+            let no_answer = self.no_answer;
+            let attempt = match timeout(no_answer, self.try_beat(running)).await {
                 Ok(attempt) => attempt,
                 Err(_) => Err(sqlx::Error::Protocol(format!(
-                    "no answer from Postgres for {} s",
-                    NO_ANSWER.as_secs()
+                    "no answer from Postgres for {} ms",
+                    no_answer.as_millis()
                 ))),
             };
             match attempt {

@@ -314,9 +314,7 @@ async fn a_write_that_dies_in_flight_is_fenced_when_the_job_was_taken_meanwhile(
     let bob = database.worker("bob").await;
     stale(&database, &ada).await;
     let id: uuid::Uuid = database.value("SELECT id FROM cliquet.jobs").await;
-    let message = ada
-        .ledger
-        .message(JobId(id))
+    let message = crate::ledger::message(ada.ledger.desk(), JobId(id))
         .await
         .unwrap()
         .unwrap()
@@ -393,7 +391,7 @@ async fn what_is_asked_of_closed_lanes_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn updates_on_the_hot_path_stay_heap_only() {
+async fn no_index_makes_an_update_on_the_hot_path_cold() {
     let database = Database::new().await;
     let ada = Arc::new(database.worker_with("ada", 2).await);
     let runs: Vec<_> = (0..8)
@@ -429,8 +427,10 @@ async fn updates_on_the_hot_path_stay_heap_only() {
         })
         .await;
         let hot: i64 = database.value(&counts("n_tup_hot_upd")).await;
+        // With an index on what is updated it would be none. How near it comes to all depends on how soon pages are
+        // pruned, hence on what else the machine does: that is for a benchmark to say.
         assert!(
-            hot * 100 >= updates * 95,
+            hot * 2 >= updates,
             "{table}: {hot} of {updates} updates were heap-only"
         );
     }
