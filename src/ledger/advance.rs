@@ -6,12 +6,13 @@
 
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, Postgres, Row, pool::PoolConnection};
+use sqlx_core::transaction::TransactionManager;
 
 use super::{
     Holder,
     connect::{Recovery, sentence},
     lane::Verb,
-    transaction::{discard, give_back},
+    transaction::{Manager, discard, give_back},
 };
 use crate::job::{Epoch, JobId, Position};
 
@@ -252,7 +253,7 @@ impl Advance {
             .fetch_optional(&mut *transaction)
             .await;
         match written {
-            Ok(Some(_)) => match sqlx::raw_sql("COMMIT").execute(&mut *transaction).await {
+            Ok(Some(_)) => match Manager::commit(&mut transaction).await {
                 Ok(_) => {
                     give_back(transaction);
                     Committed::Yes
@@ -281,7 +282,7 @@ impl Advance {
 
 /// Ends a handler's transaction after a failure that left its connection in order.
 pub(crate) async fn roll_back(mut transaction: PoolConnection<Postgres>) {
-    match sqlx::raw_sql("ROLLBACK").execute(&mut *transaction).await {
+    match Manager::rollback(&mut transaction).await {
         Ok(_) => give_back(transaction),
         Err(_) => discard(Some(transaction)),
     }

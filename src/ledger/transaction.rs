@@ -9,7 +9,10 @@ use std::{
 };
 
 use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
+use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard};
+
+pub(super) type Manager = <Postgres as sqlx::Database>::TransactionManager;
 
 type Slot = Arc<Mutex<Option<PoolConnection<Postgres>>>>;
 
@@ -94,7 +97,7 @@ async fn begun(pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let mut connection = pool.acquire().await?;
         // However this attempt ends, an open transaction must never go back to the pool: only `give_back` returns it.
         connection.close_on_drop();
-        match sqlx::raw_sql("BEGIN").execute(&mut *connection).await {
+        match Manager::begin(&mut connection, None).await {
             Ok(_) => return Ok(connection),
             Err(error) if more == 0 => return Err(error),
             Err(_) => more -= 1,

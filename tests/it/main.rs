@@ -4,6 +4,7 @@
 
 mod broker;
 mod cli;
+mod context;
 mod death;
 mod exec;
 mod house;

@@ -74,12 +74,6 @@ async fn moving_a_parked_message_back_retries_the_job_where_it_stopped() {
     let worker = stage.worker();
     let job = stage.publish("a:ok b:permanent,ok c:ok").await;
     stage.reaches(job, "FAILED").await;
-    // What attempt 1 does is told to be permanent; an operator has since removed the cause.
-    sqlx::query("UPDATE cliquet.jobs SET payload = payload WHERE id = $1")
-        .bind(job)
-        .execute(&stage.pool)
-        .await
-        .unwrap();
     let (parked, properties) = stage.queues.take(Place::Dead).await;
     stage.queues.publish(&parked, properties.clone()).await;
     // Attempts start anew, so attempt 1 fails again and is parked again under the next generation.

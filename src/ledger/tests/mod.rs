@@ -1,6 +1,7 @@
 //! The ledger against a real Postgres: every test has a database of its own, and tells one behaviour in its name.
 
 mod advance;
+mod cancel;
 mod claim;
 mod due;
 mod fail;
@@ -495,11 +496,9 @@ pub(super) async fn stale(database: &Database, worker: &Worker) {
 
 /// Cancels a job as an operator does: the epoch is taken from whoever holds it.
 pub(super) async fn cancel(database: &Database, id: JobId) {
-    let sql = format!(
-        "UPDATE cliquet.jobs SET status = 'CANCELLED', epoch = epoch + 1, holder = NULL, next_attempt_at = NULL, finished_at = now() WHERE id = '{id}';
-         UPDATE cliquet.tasks SET status = 'PENDING', epoch = epoch + 1 WHERE job_id = '{id}' AND status = 'PROCESSING'"
-    );
-    database.run(&sql).await;
+    let pool = database.address.pool("operator", 1);
+    let answers = super::cancel(&pool, &[id], "not wanted").await.unwrap();
+    assert_eq!(answers, [(id, Cancelled::Cancelled)]);
 }
 
 /// Enqueues a job in SQL, as a user does within a transaction of their own.
