@@ -47,9 +47,12 @@ use crate::{
 /// What went wrong with the ledger, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Postgres cannot be reached, or not as this user: wait or mend the address.
+    /// Postgres cannot be reached: wait.
     #[error("{0}")]
     Unavailable(String),
+    /// Postgres does not let us in: the user, the password or the database of the address is wrong.
+    #[error("{0}")]
+    Denied(String),
     /// The schema is missing, old or damaged: migrate.
     #[error("{0}")]
     Schema(String),
@@ -63,10 +66,17 @@ pub enum LedgerError {
 
 impl LedgerError {
     pub(crate) fn unavailable(address: &LedgerAddress, error: &sqlx::Error) -> Self {
-        Self::Unavailable(format!(
+        let sentence = format!(
             "Postgres at {address} cannot be used: {}",
             connect::sentence(error)
-        ))
+        );
+        match error.as_database_error().and_then(|error| error.code()) {
+            // Invalid authorisation, and a database that does not exist.
+            Some(code) if code.starts_with("28") || code == "3D000" => Self::Denied(format!(
+                "{sentence}. Check the user, the password and the database in DATABASE_URL"
+            )),
+            _ => Self::Unavailable(sentence),
+        }
     }
 }
 

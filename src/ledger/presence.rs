@@ -69,7 +69,8 @@ impl Presence {
     /// Registers this process and takes its lock, waiting for a database that is not there yet.
     ///
     /// # Errors
-    /// [`LedgerError::Schema`] when the database is not migrated; nothing else ends the wait.
+    /// [`LedgerError::Schema`] when the database is not migrated, [`LedgerError::Denied`] when it does not let us in; nothing
+    /// else ends the wait.
     pub(crate) async fn begin(address: &LedgerAddress, about: &About) -> Result<Self, LedgerError> {
         let pauses = RetryPolicy::reconnecting(Duration::from_secs(5));
         let mut failures = 0;

@@ -236,3 +236,92 @@ impl Drop for Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const JOB: JobId = JobId(uuid::Uuid::from_u128(7));
+
+    fn users(in_hand: &InHand) -> usize {
+        lock(&in_hand.0.slots).len()
+    }
+
+    #[tokio::test]
+    async fn a_second_delivery_waits_for_the_first_ones_answer() {
+        let in_hand = InHand::default();
+        let first = in_hand.turn(JOB).await;
+        let waiting = tokio::spawn({
+            let in_hand = in_hand.clone();
+            async move { in_hand.turn(JOB).await.running() }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!waiting.is_finished());
+        let run = first.begin(Epoch(3), Delivery::alive("first"));
+        assert_eq!(waiting.await.unwrap(), Some(Epoch(3)));
+        drop(run.end());
+        assert_eq!(users(&in_hand), 0, "nobody is remembered in the end");
+    }
+
+    #[tokio::test]
+    async fn a_run_that_lost_its_delivery_adopts_one_that_was_claimed_at_its_epoch() {
+        let in_hand = InHand::default();
+        let lost = Delivery::lost("first").await;
+        let run = in_hand.turn(JOB).await.begin(Epoch(3), lost);
+        let turn = in_hand.turn(JOB).await;
+        assert!(matches!(
+            turn.adopt(Epoch(2), Delivery::alive("older")),
+            Adoption::Ended(_)
+        ));
+        assert!(matches!(
+            turn.adopt(Epoch(3), Delivery::alive("second")),
+            Adoption::Adopted
+        ));
+        let one_too_many = turn.adopt(Epoch(3), Delivery::alive("third"));
+        assert!(matches!(one_too_many, Adoption::OneTooMany(third) if third.body() == b"third"));
+        drop(turn);
+        let settled = run.end().expect("the run has a delivery");
+        assert_eq!(settled.body(), b"second");
+        let turn = in_hand.turn(JOB).await;
+        assert!(matches!(
+            turn.adopt(Epoch(3), Delivery::alive("late")),
+            Adoption::Ended(_)
+        ));
+    }
+
+    #[tokio::test]
+    async fn an_older_run_is_stopped_and_never_has_what_the_newer_one_needs() {
+        let in_hand = InHand::default();
+        let older = in_hand
+            .turn(JOB)
+            .await
+            .begin(Epoch(1), Delivery::alive("older"));
+        let newer = in_hand
+            .turn(JOB)
+            .await
+            .begin(Epoch(2), Delivery::alive("newer"));
+        assert!(older.cancellation().is_cancelled() && !newer.cancellation().is_cancelled());
+        assert_eq!(older.end().unwrap().body(), b"older");
+        assert_eq!(in_hand.running(), [(JOB, Epoch(2))]);
+        assert!(!in_hand.cancel(JOB, Epoch(1)) && in_hand.cancel(JOB, Epoch(2)));
+        assert_eq!(newer.end().unwrap().body(), b"newer");
+    }
+
+    #[tokio::test]
+    async fn a_run_that_breaks_off_leaves_its_job_and_its_delivery_to_the_heartbeat() {
+        let in_hand = InHand::default();
+        drop(
+            in_hand
+                .turn(JOB)
+                .await
+                .begin(Epoch(5), Delivery::alive("unsettled")),
+        );
+        let orphans = in_hand.orphans();
+        assert_eq!((orphans[0].job, orphans[0].epoch), (JOB, Epoch(5)));
+        assert_eq!(orphans[0].delivery.as_ref().unwrap().body(), b"unsettled");
+        assert!(in_hand.orphans().is_empty() && in_hand.running().is_empty());
+        assert_eq!(users(&in_hand), 0);
+    }
+}
