@@ -135,7 +135,8 @@ impl Presence {
     /// One heartbeat. Answers with those of the running jobs that are no longer this worker's; takes the lock again, and
     /// waits for it, when its session was lost.
     pub(crate) async fn beat(&mut self, running: &[(JobId, Epoch)]) -> Vec<(JobId, Epoch)> {
-        let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
+        // So often that it is back long before others lose their patience with it.
+        let pauses = RetryPolicy::reconnecting(self.no_answer.min(Duration::from_secs(1)));
         let mut failures = 0;
         loop {
             let no_answer = self.no_answer;

@@ -165,7 +165,7 @@ async fn an_outage_of_the_database_longer_than_patience_kills_nobody() {
     let services = Services::start();
     let stage = stage(&services).await;
     let quick = || Config {
-        patience: Duration::from_secs(1),
+        patience: Duration::from_secs(2),
         ..stage.config()
     };
     let (first, second) = (stage.worker_with(quick()), stage.worker_with(quick()));
@@ -179,9 +179,9 @@ async fn an_outage_of_the_database_longer_than_patience_kills_nobody() {
     for job in &jobs {
         stage.publish_as(*job, "a:gate:go b:ok").await; // duplicates, which ask for the job as soon as they can
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     tokio::task::block_in_place(|| services.run(&["start", "postgres"]));
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     stage.script.open("go").await;
     for job in &jobs {
         stage.reaches(*job, "SUCCESS").await;
