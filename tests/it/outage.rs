@@ -47,8 +47,8 @@ async fn jobs_go_on_while_the_broker_restarts_and_redeliveries_are_adopted() {
         1,
         "the run was never taken over"
     );
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,8 +75,8 @@ async fn jobs_go_on_when_the_database_is_back() {
         [1, 2, 3, 4, 4],
         "no task ran twice but the one that failed"
     );
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,8 +95,8 @@ async fn a_worker_waits_for_services_that_are_not_there_yet() {
         services.run(&["start", "rabbitmq"]);
     });
     stage.reaches(job, "SUCCESS").await;
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,9 +200,9 @@ async fn an_outage_of_the_database_longer_than_patience_kills_nobody() {
             0
         );
     }
+    stage.queues_are_empty().await;
     first.stop().await;
     second.stop().await;
-    stage.queues_are_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,8 +20,8 @@ async fn a_job_whose_message_is_lost_is_sent_again() {
     stage.queues.purge(rung).await;
     stage.reaches(job, "SUCCESS").await;
     assert_eq!(stage.script.positions(job).await, [1, 2, 2, 3]);
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,8 +55,8 @@ async fn a_job_that_holds_its_delivery_for_long_is_handed_over_between_two_tasks
         3,
         "each task ran under a delivery of its own"
     );
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,8 +71,8 @@ async fn a_stale_copy_changes_nothing_and_does_not_run_the_job_early() {
     assert_eq!(stage.status(job).await.as_deref(), Some("RETRYING"));
     assert_eq!(stage.script.positions(job).await, [1]);
     stage.reaches(job, "SUCCESS").await;
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
     assert_eq!(stage.script.positions(job).await, [1, 1, 2]);
 }
 
@@ -91,8 +91,8 @@ async fn deliveries_of_a_running_job_whose_channel_died_are_adopted() {
     stage.script.open("two").await;
     stage.reaches(job, "SUCCESS").await;
     assert_eq!(stage.script.positions(job).await, [1, 2]);
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
     assert_eq!(stage.queues.depth(Place::Dead).await, 0);
 }
 
@@ -146,8 +146,8 @@ async fn a_job_enqueued_in_sql_is_sent_and_run() {
     let job = enqueue(&stage, r#"{"n": 1}"#, "a").await;
     stage.reaches(job, "SUCCESS").await;
     assert_eq!(stage.script.positions(job).await, [1]);
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,6 +170,6 @@ async fn a_job_that_can_never_be_sent_is_given_up_and_stops_nobody() {
             "{error}"
         );
     }
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
