@@ -1,6 +1,6 @@
 //! Fail: one commit writes FAILED, the error, the next generation and when the job is due; only then is its copy sent.
 //!
-//! Locks: the jobs' rows, then their tasks; the count in the statement is there to be reckoned between the two. A crash before
+//! Locks: the jobs' rows, then their tasks (the answer is read from `ended`, so all of it comes before `failed`). A crash before
 //! the commit leaves the task PROCESSING under a dead holder (row 9); after it and before the copy is confirmed, the old
 //! message comes back as an older generation and the copy is sent then (rows 3 and 6).
 
@@ -42,7 +42,7 @@ WITH v AS (
 ), failed AS (
     UPDATE cliquet.tasks task SET status = 'FAILED', finished_at = clock_timestamp(), error = ended.error
       FROM ended WHERE task.job_id = ended.job_id AND task.position = ended.position AND task.status = 'PROCESSING'
-                   AND task.epoch = ended.epoch AND task.attempt = ended.attempt AND (SELECT count(*) FROM ended) >= 0
+                   AND task.epoch = ended.epoch AND task.attempt = ended.attempt
     RETURNING task.job_id, task.position, task.epoch, task.attempt, task.error, task.started_at
 ), recorded AS (
     INSERT INTO cliquet.failures (job_id, position, epoch, attempt, worker, error, started_at)

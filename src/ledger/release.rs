@@ -1,7 +1,7 @@
 //! Release: a holder hands its job back, and the attempt that was cut short is not counted.
 //!
 //! Committed before the delivery is given back, so that whoever receives it finds the job unheld. Locks: the jobs' rows, then
-//! their tasks; the count in the statement is there to be reckoned between the two. A crash before the commit is a crash of
+//! their tasks (the answer is read from `ended`, so all of it comes before `handed_back`). A crash before the commit is a crash of
 //! the holder (row 9); after it, the delivery comes back by itself.
 
 use sqlx::{PgConnection, Row};
@@ -26,7 +26,7 @@ WITH v AS (
 ), handed_back AS (
     UPDATE cliquet.tasks task SET status = 'PENDING', attempt = task.attempt - 1, started_at = NULL
       FROM ended WHERE task.job_id = ended.job_id AND task.status = 'PROCESSING'
-                   AND task.epoch = ended.epoch AND (SELECT count(*) FROM ended) >= 0
+                   AND task.epoch = ended.epoch
 )
 SELECT ended.job_id FROM ended";
 

@@ -927,30 +927,57 @@ async fn a_former_holder_changes_nothing() {
     assert_eq!(database.all_of(message.id).await, before);
 }
 
-#[tokio::test]
-async fn an_advance_that_waited_for_a_takeover_is_fenced() {
+/// What the former holder's write answers when it had to wait for a takeover; it has changed nothing.
+async fn after_takeover<V: lane::Verb<Answer = Written>>(
+    former_holders_write: impl FnOnce(Stand) -> V,
+) -> Option<Written> {
     let database = Database::new().await;
     let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
-    let message = job_of(2);
+    let message = job_of(1);
     let former = stand(&message, &ada.claimed(&message).await);
     stale(&database, &ada).await;
-    let mut taker = database.connect().await;
+    let (mut taker, mut late) = (database.connect().await, database.connect().await);
     on(&mut taker, "BEGIN").await;
     write(&mut taker, &bob, asks(&message)).await;
-    let late = tokio::spawn({
-        let ledger = ada.ledger.clone();
-        async move {
-            let late = advance(former, json!("late"), Next::Task);
-            ledger.advance(late).await.unwrap()
-        }
-    });
+    let verb = former_holders_write(former);
+    let late = tokio::spawn(async move { write(&mut late, &ada, verb).await });
     database.blocked(1).await;
     on(&mut taker, "COMMIT").await;
-    assert_eq!(late.await.unwrap(), Written::Fenced);
-    assert_eq!(
-        database.statuses(message.id).await,
-        ["PROCESSING", "PENDING"]
-    );
+    let before = database.all_of(message.id).await;
+    let answer = late.await.unwrap();
+    assert_eq!(database.all_of(message.id).await, before);
+    assert_eq!(database.job(message.id).await.holder, Some(bob.id()));
+    answer
+}
+
+#[tokio::test]
+async fn an_advance_that_waited_for_a_takeover_is_fenced() {
+    let answer = after_takeover(|stand| advance(stand, json!("late"), Next::Task)).await;
+    assert_eq!(answer, Some(Written::Fenced));
+}
+
+#[tokio::test]
+async fn an_end_that_waited_for_a_takeover_is_fenced() {
+    for next in [Next::Finish, Next::HandBack] {
+        let answer = after_takeover(|stand| advance(stand, json!("late"), next)).await;
+        assert_eq!(answer, Some(Written::Fenced));
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_waited_for_a_takeover_is_fenced() {
+    let answer = after_takeover(|stand| fail(stand, None)).await;
+    assert_eq!(answer, Some(Written::Fenced));
+}
+
+#[tokio::test]
+async fn a_release_that_waited_for_a_takeover_is_fenced() {
+    let answer = after_takeover(|stand| Release {
+        job: stand.job,
+        epoch: stand.epoch,
+    })
+    .await;
+    assert_eq!(answer, Some(Written::Fenced));
 }
 
 #[tokio::test]

@@ -69,6 +69,17 @@ async fn a_beat_names_the_runs_that_are_no_longer_ours() {
 }
 
 #[tokio::test]
+async fn a_beat_names_a_run_whose_job_is_held_no_more() {
+    let database = Database::new().await;
+    let mut ada = database.worker("ada").await;
+    let message = job_of(1);
+    let epoch = ada.claimed(&message).await.epoch;
+    ada.ledger.release(message.id, epoch).await.unwrap();
+    let running = [(message.id, epoch)];
+    assert_eq!(ada.presence.beat(&running).await, running);
+}
+
+#[tokio::test]
 async fn a_worker_that_lost_its_session_is_absent_until_it_has_its_lock_again() {
     let database = Database::new().await;
     let mut ada = database.worker("ada").await;

@@ -359,3 +359,16 @@ async fn no_handler_sessions(database: &Database) {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_transaction_that_nobody_ended_does_not_go_back_to_the_pool() {
+    let database = Database::new().await;
+    let (ada, _, _, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    drop(transaction);
+    no_handler_sessions(&database).await;
+    assert_eq!(
+        (orders(&database).await, ada.ledger.pool().num_idle()),
+        (0, 0)
+    );
+}
