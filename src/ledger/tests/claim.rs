@@ -1060,3 +1060,17 @@ fn what_a_message_can_ask_for_fits_into_one_group() {
     };
     assert!(lane::Verb::weight(&asks(&Arc::new(largest))) < lane::HEAVIEST_GROUP);
 }
+
+#[tokio::test]
+async fn a_silence_that_postgres_was_not_there_to_hear_is_no_death() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let message = job_of(1);
+    ada.claimed(&message).await;
+    // As after an outage that was longer than everybody's patience: Postgres is younger than the silence.
+    database
+        .run("UPDATE cliquet.workers SET seen_at = seen_at - interval '20 years', patience = '10 years' WHERE name = 'ada'")
+        .await;
+    let answer = bob.claim(&message).await;
+    assert!(matches!(answer, Answer::Busy), "{answer:?}");
+}
