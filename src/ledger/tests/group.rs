@@ -415,7 +415,7 @@ async fn heap_only_updates() -> [(&'static str, i64); 2] {
         database.name
     );
     database.run(&quick).await;
-    let ada = Arc::new(database.worker_with("ada", 2).await);
+    let ada = Arc::new(database.worker("ada").await);
     let runs: Vec<_> = (0..8)
         .map(|_| {
             let ada = ada.clone();
