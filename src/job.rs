@@ -12,6 +12,9 @@ use uuid::Uuid;
 
 /// The largest message body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// A message that is rebuilt from the ledger has its id and its kind in the body, which the publisher may have sent as
+/// properties: by so much it may be longer than the original.
+const PROPERTIES_BYTES: usize = 1024;
 /// The most tasks a job may have.
 pub const MAX_TASKS: usize = 10_000;
 /// The longest `kind`, `handler` or `label`, in characters.
@@ -73,7 +76,7 @@ impl Generation {
 
     /// The generation of the copy that replaces a message of this one.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self((self.0 + 1).min(Self::MAX.0))
     }
 }
 
@@ -246,7 +249,7 @@ impl JobMessage {
         message_id: Option<&str>,
         message_type: Option<&str>,
     ) -> Result<Self, BadMessage> {
-        if body.len() > MAX_BODY_BYTES {
+        if body.len() > MAX_BODY_BYTES + PROPERTIES_BYTES {
             return Err(BadMessage::new(
                 "too_large",
                 format!(
@@ -546,9 +549,23 @@ struct WireJob {
     tasks: Option<Vec<WireTask>>,
 }
 
-#[derive(Serialize)]
-#[serde(transparent)]
 struct WireTask(WireTaskObject);
+
+impl Serialize for WireTask {
+    /// A task that is nothing but its handler is written as a string again, so that a message does not grow on its way.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            WireTaskObject {
+                handler,
+                label: None,
+                input: None,
+                max_attempts: None,
+                timeout_seconds: None,
+            } => serializer.serialize_str(handler),
+            task => task.serialize(serializer),
+        }
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct WireTaskObject {
@@ -613,8 +630,9 @@ impl WireTask {
             Some(seconds) => Some(
                 Duration::try_from_secs_f64(seconds)
                     .ok()
+                    .filter(|timeout| *timeout <= MAX_TIMEOUT)
                     .map(|timeout| Duration::from_millis(timeout.as_millis() as u64)) // as the ledger keeps it
-                    .filter(|timeout| !timeout.is_zero() && *timeout <= MAX_TIMEOUT)
+                    .filter(|timeout| !timeout.is_zero())
                     .ok_or_else(|| {
                         let (place, most) = (place("timeout_seconds"), MAX_TIMEOUT.as_secs());
                         BadMessage::new(
@@ -788,7 +806,7 @@ mod tests {
                 "too_many_tasks",
                 "10001",
             ),
-            (vec![b' '; MAX_BODY_BYTES + 1], "too_large", "1048577"),
+            (vec![b' '; MAX_BODY_BYTES + 1025], "too_large", "1049601"),
             (
                 job(r#""id": "again", "tasks": ["a"]"#).into_bytes(),
                 "wrong_shape",

@@ -103,6 +103,10 @@
 //!
 //! In rows 3 and 6 a copy that is known to be confirmed (`jobs.sent`) is not sent again: the older one is Stale.
 //!
+//! A claim that would begin a task in which a worker has died is answered *Suspect* instead, unless it was made with the
+//! process's one permit for such jobs: the crash is counted, nobody holds the job and nothing has begun. Whoever has the
+//! permit free claims once more with it; otherwise a copy waits on a short rung, as with Busy.
+//!
 //! **A task's life is visible to every reader.** PROCESSING is committed before the handler runs, SUCCESS or FAILED after
 //! it. SUCCESS of task k and PROCESSING of task k+1 share a commit, and the claim's commit holds the first PROCESSING: N+1
 //! commits for N tasks.
@@ -110,8 +114,8 @@
 //! **Two witnesses for a death.** A worker holds a session advisory lock in Postgres for as long as it lives, and writes a
 //! heartbeat. When it is killed, the kernel closes both its sockets: RabbitMQ redelivers, and Postgres frees the lock. Both
 //! together let the next worker go on at once; one alone (a broker's restart redelivers everything, a database's restart
-//! frees every lock) does not. Otherwise the heartbeat's age decides. A worker that lost its lock starts no task before it
-//! has it again.
+//! frees every lock) does not. Otherwise the heartbeat's age decides, and only a silence that Postgres was there to hear
+//! counts. A worker that lost its lock starts no task before it has it again.
 //!
 //! **The fence.** Every write names job, position, epoch and attempt. A claim raises the epoch of the job and of its
 //! frontier, the only task a former holder could still write; so its commit, with its handler's own writes, changes no row
@@ -126,12 +130,14 @@
 //! abandoned with its answer lost; a run of ours that breaks off all the same is released by the next heartbeat.
 //!
 //! **Crashes are counted apart from failures.** A takeover that finds a task PROCESSING counts a crash of that task. Jobs
-//! with a crash behind them run one at a time in a worker, so that the next death has one suspect; the others wait on a
-//! short rung. After `crash_limit` crashes the job is parked.
+//! with a crash behind them run one at a time in a worker, so that the next death has one suspect, and one that was merely
+//! received when the process died is not counted again. After `crash_limit` crashes the job is parked.
 //!
 //! **The reconciler** sends the message of every job that the ledger says is owed one: due and unheld (while messages wait
 //! in the work queue only after ten minutes, since its own is most likely among them), held by a dead worker, given up
-//! without a confirmed copy in the dead queue, or enqueued in SQL (`sent < 0`).
+//! without a confirmed copy in the dead queue, or enqueued in SQL (`sent < 0`). One publish too many is harmless: it dies
+//! at the claim. A job that could never be sent (what was enqueued is no job) is given up with the reason. A message that
+//! is rebuilt from the ledger has the publisher's content, but not the publisher's own headers.
 //!
 //! # What was decided otherwise than first drawn
 //!
@@ -142,7 +148,11 @@
 //! | indexes by status and holder | partial indexes on `next_attempt_at` and `sent` | the hot path then touches no indexed column, not even in a predicate |
 //! | a foreign key from tasks to jobs | none | both are written by one statement; the key check would lock the job's row once more for every task |
 //! | `payload` and `result` as `jsonb` | `json` | kept to the letter, so a message rebuilt from the ledger has the same fingerprint, and any number fits |
-//! | tasks above the ledger's level unknown | [`task`] stands above [`ledger`] | a handler's context lends the ledger's transaction |
+//! | [`task`] below [`ledger`] | above it | a handler's context lends the ledger's transaction |
+//! | a suspect is claimed, then waits | it is claimed in two steps | jobs that a dying process had merely received were counted as crashed, and parked |
+//! | a stale heartbeat is a death | not while Postgres itself was away | after an outage longer than `patience`, living workers took each other's jobs |
+//! | a job's results without limit | 16 MiB together | they are read at each claim and are in memory while the job runs |
+//! | `x-delivery-limit` as large as can be | 1,000 | a message that the AMQP client cannot read ends the connection at each delivery; only the limit takes it away |
 //! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
 //!
 //! # Errors, by what can be done about them
@@ -152,6 +162,7 @@
 //! | [`job::BadMessage`] | (one) | the publisher mends the message; it is parked with the sentence |
 //! | [`TaskError`] | retry, retry after, permanent | what the handler says |
 //! | [`ledger::LedgerError`] | Unavailable | wait: the write is repeated |
+//! | | Denied | mend the address |
 //! | | Schema | migrate |
 //! | | Refused | the job fails with Postgres's words |
 //! | | Closed | the worker is leaving; the delivery comes again |

@@ -145,6 +145,9 @@ pub(crate) struct JobInHand {
     results: RwLock<Vec<TaskResult>>,
 }
 
+/// The most that all results of a job may have together, in bytes: they are in memory while it runs.
+pub(crate) const MAX_RESULTS_BYTES: usize = 16 * 1024 * 1024;
+
 impl JobInHand {
     pub(crate) fn new(message: Arc<JobMessage>, results: Vec<TaskResult>) -> Arc<Self> {
         Arc::new(Self {
@@ -157,6 +160,12 @@ impl JobInHand {
         self.message
             .tasks
             .get(usize::try_from(position).ok()?.checked_sub(1)?)
+    }
+
+    /// How many bytes the results so far have.
+    pub(crate) fn results_bytes(&self) -> usize {
+        let results = self.results.read().unwrap_or_else(PoisonError::into_inner);
+        results.iter().map(|result| result.result.get().len()).sum()
     }
 
     pub(crate) fn record(&self, position: Position, result: Box<RawValue>) {

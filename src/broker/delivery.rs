@@ -227,6 +227,22 @@ fn bad_header(name: &str, found: &AMQPValue, expected: &str) -> BadMessage {
 }
 
 #[cfg(test)]
+impl Delivery {
+    /// A delivery of no broker, to be told apart by its body: one whose channel lives.
+    pub(crate) fn alive(body: &str) -> Self {
+        message::Delivery::mock(1, "".into(), "jobs".into(), true, body.into()).into()
+    }
+
+    /// One that can no longer be settled.
+    pub(crate) async fn lost(body: &str) -> Self {
+        let delivery = Self::alive(body);
+        let _ = delivery.acknowledge().await;
+        assert!(!delivery.is_alive());
+        delivery
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use lapin::types::ShortString;
 

@@ -7,11 +7,12 @@
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, Postgres, Row, pool::PoolConnection};
 use sqlx_core::transaction::TransactionManager;
+use tokio::time::timeout;
 
 use super::{
     Holder,
-    connect::{Recovery, sentence},
-    lane::Verb,
+    connect::sentence,
+    lane::{NO_ANSWER, Verb},
     transaction::{Manager, discard, give_back},
 };
 use crate::job::{Epoch, JobId, Position};
@@ -243,6 +244,15 @@ impl Advance {
     /// Writes the SUCCESS in the handler's own transaction and commits it, so that both are there or neither.
     pub(crate) async fn commit_with(&self, mut transaction: PoolConnection<Postgres>) -> Committed {
         let stand = self.stand;
+        // A commit would only release the savepoint of an inner transaction that the handler forgot.
+        if Manager::get_transaction_depth(&transaction) != 1 {
+            discard(Some(transaction));
+            return Committed::No(
+                "the handler left a nested transaction open; end it before the handler returns"
+                    .into(),
+            );
+        }
+        // A server that does not answer has its connection closed here, and the connection is never used again.
         let written = sqlx::query(ADVANCE_ONE)
             .bind(stand.job.0)
             .bind(stand.position)
@@ -250,21 +260,28 @@ impl Advance {
             .bind(stand.attempt as i32)
             .bind(stored(&self.result))
             .bind(self.next.as_str())
-            .fetch_optional(&mut *transaction)
-            .await;
+            .fetch_optional(&mut *transaction);
+        let written = match timeout(NO_ANSWER, written).await {
+            Ok(written) => written,
+            Err(_) => Err(no_answer()),
+        };
         match written {
-            Ok(Some(_)) => match Manager::commit(&mut transaction).await {
+            Ok(Some(_)) => match timeout(NO_ANSWER, Manager::commit(&mut transaction))
+                .await
+                .unwrap_or_else(|_| Err(no_answer()))
+            {
                 Ok(_) => {
                     give_back(transaction);
                     Committed::Yes
                 }
                 Err(error) => {
                     discard(Some(transaction));
-                    match error {
-                        sqlx::Error::Database(_) if Recovery::of(&error) != Recovery::Reconnect => {
+                    match error.as_database_error().and_then(|error| error.code()) {
+                        // 08 and 57P: the connection or the server went down in the midst of it.
+                        Some(code) if !code.starts_with("08") && !code.starts_with("57P") => {
                             Committed::No(sentence(&error))
                         }
-                        error => Committed::Unknown(sentence(&error)),
+                        _ => Committed::Unknown(sentence(&error)),
                     }
                 }
             },
@@ -280,10 +297,20 @@ impl Advance {
     }
 }
 
+fn no_answer() -> sqlx::Error {
+    sqlx::Error::Protocol(format!(
+        "no answer from Postgres for {} s",
+        NO_ANSWER.as_secs()
+    ))
+}
+
 /// Ends a handler's transaction after a failure that left its connection in order.
 pub(crate) async fn roll_back(mut transaction: PoolConnection<Postgres>) {
-    match Manager::rollback(&mut transaction).await {
-        Ok(_) => give_back(transaction),
-        Err(_) => discard(Some(transaction)),
+    if Manager::get_transaction_depth(&transaction) != 1 {
+        return discard(Some(transaction));
+    }
+    match timeout(NO_ANSWER, Manager::rollback(&mut transaction)).await {
+        Ok(Ok(_)) => give_back(transaction),
+        _ => discard(Some(transaction)),
     }
 }

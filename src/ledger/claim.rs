@@ -129,7 +129,8 @@ WITH asked AS (
                 WHEN known.holder = $9 THEN 'regained'
                 WHEN known.holder IS NULL THEN 'resumed'
                 WHEN worker.id IS NULL AND known.epoch IS DISTINCT FROM (SELECT seen.epoch FROM cliquet.jobs seen WHERE seen.id = known.id) THEN NULL
-                WHEN worker.id IS NULL OR worker.stopped_at IS NOT NULL OR worker.seen_at < statement_timestamp() - worker.patience THEN 'taken_over'
+                WHEN worker.id IS NULL OR worker.stopped_at IS NOT NULL OR (worker.seen_at < statement_timestamp() - worker.patience
+                        AND pg_postmaster_start_time() < statement_timestamp() - worker.patience) THEN 'taken_over'
                 WHEN known.redelivered AND worker.locked_at > pg_postmaster_start_time()
                      AND pg_try_advisory_xact_lock_shared(worker.lock_key) THEN 'taken_over'
                 ELSE 'busy' END AS answer

@@ -91,6 +91,17 @@ impl LedgerAddress {
         ])
     }
 
+    /// A pool for handlers' transactions. A handler waits for its connection as long as its own time limit lets it: that all
+    /// connections are in use, or that Postgres is away, is no failure of the attempt.
+    pub(crate) fn handlers_pool(&self, name: &str, most: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(most)
+            .min_connections(0)
+            .test_before_acquire(false)
+            .acquire_timeout(Duration::from_secs(3600))
+            .connect_lazy_with(self.options(&format!("{name} handlers")))
+    }
+
     /// A pool for reads by people, for handlers' transactions and for the rare verbs.
     pub(crate) fn pool(&self, purpose: &str, most: u32) -> PgPool {
         PgPoolOptions::new()
@@ -120,7 +131,10 @@ impl Recovery {
         let code = match error {
             sqlx::Error::Database(error) => error.code().unwrap_or_default().into_owned(),
             // What sqlx cannot even send would never be accepted: a value it fails to encode, or a message too long.
-            sqlx::Error::Encode(_) => return Self::Refused,
+            // Neither would an answer that cannot be read be read the next time.
+            sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
+                return Self::Refused;
+            }
             _ => return Self::Reconnect,
         };
         match code.as_str() {

@@ -7,7 +7,12 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool, Row, pool::PoolConnection};
 
-use super::{Holder, LedgerError, connect::sentence, transaction::give_back};
+use super::{
+    Holder, LedgerError,
+    connect::sentence,
+    message::{StoredMessage, stored_message},
+    transaction::give_back,
+};
 use crate::job::{Generation, JobId};
 
 /// A job whose message has to be sent (again).
@@ -34,15 +39,17 @@ pub(crate) enum What {
 /// "clqr" and the queue's hash: one reconciler acts on a queue at a time.
 const ALONE: &str = "SELECT pg_try_advisory_lock(x'636c7172'::int4, hashtext($1))";
 
-/// Each part is bounded and rests on a small partial index. The first bound on the time is there for the index: a constant
-/// for the statement, so that what waits on the rungs is not read.
+/// Each part is bounded and rests on a small partial index. What is enqueued has a part of its own, so that it does not
+/// wait behind a backlog of overdue jobs.
 pub(super) const OWED: &str = r"
-(SELECT job.id, job.generation, CASE WHEN job.sent < 0 THEN 'enqueued' ELSE 'overdue' END AS what,
-        extract(epoch FROM clock_timestamp() - job.next_attempt_at)::float8 AS overdue
+(SELECT job.id, job.generation, 'enqueued' AS what, 0::float8 AS overdue
    FROM cliquet.jobs job
-  WHERE job.next_attempt_at IS NOT NULL AND job.queue = $1
-    AND job.next_attempt_at <= statement_timestamp()
-    AND job.next_attempt_at <= statement_timestamp() - CASE WHEN job.sent < 0 THEN interval '0' ELSE make_interval(secs => $2) END
+  WHERE job.sent < job.generation AND job.sent < 0 AND job.queue = $1 AND job.next_attempt_at <= statement_timestamp()
+  LIMIT 500)
+UNION ALL
+(SELECT job.id, job.generation, 'overdue', extract(epoch FROM clock_timestamp() - job.next_attempt_at)::float8
+   FROM cliquet.jobs job
+  WHERE job.next_attempt_at <= statement_timestamp() - make_interval(secs => $2) AND job.queue = $1 AND job.sent >= 0
   ORDER BY job.next_attempt_at LIMIT 500)
 UNION ALL
 (SELECT job.id, job.generation, 'unparked', 0::float8
@@ -55,7 +62,8 @@ UNION ALL
 /// answer costs a read of the whole table.
 const DEAD: &str = r"
 SELECT id FROM cliquet.workers
- WHERE queue = $1 AND (stopped_at IS NOT NULL OR seen_at < statement_timestamp() - patience)
+ WHERE queue = $1 AND (stopped_at IS NOT NULL OR (seen_at < statement_timestamp() - patience
+                                                  AND pg_postmaster_start_time() < statement_timestamp() - patience))
    AND (cleared_at IS NULL OR cleared_at < seen_at) AND id <> $2";
 
 const ABANDONED: &str = r"
@@ -68,8 +76,15 @@ UPDATE cliquet.workers SET cleared_at = clock_timestamp()
  WHERE id = ANY($1) AND coalesce(stopped_at, seen_at) < statement_timestamp() - interval '1 minute'";
 
 const PUT_OFF: &str = r"
-UPDATE cliquet.jobs SET next_attempt_at = clock_timestamp() + make_interval(secs => $3)
+UPDATE cliquet.jobs
+   SET next_attempt_at = clock_timestamp()
+           + greatest(make_interval(secs => $3), least(clock_timestamp() - next_attempt_at, interval '6 hours'))
  WHERE id = ANY($1) AND next_attempt_at IS NOT NULL AND next_attempt_at < clock_timestamp() AND queue = $2";
+
+const CONDEMN: &str = r"
+UPDATE cliquet.jobs
+   SET status = 'FAILED', error = $2, finished_at = clock_timestamp(), next_attempt_at = NULL, sent = generation
+ WHERE id = $1 AND status IN ('PENDING', 'RETRYING')";
 
 /// The right to reconcile a queue; it ends with [`Reconciling::end`], or with the connection.
 pub(crate) struct Reconciling {
@@ -166,7 +181,8 @@ impl Reconciling {
             .map_err(unavailable)
     }
 
-    /// These were looked after: they are not owed again before `patience` has passed.
+    /// These were looked after: they are not owed again before `patience` has passed, or as long as they were late already,
+    /// so that a job in a queue of hours is sent a few times more and not hundreds.
     pub(crate) async fn put_off(
         &mut self,
         jobs: &[JobId],
@@ -180,6 +196,29 @@ impl Reconciling {
             .await
             .map_err(unavailable)?;
         Ok(())
+    }
+
+    /// What is stored is no job that could ever be sent: it is given up, with the reason, instead of being looked at for ever.
+    pub(crate) async fn condemn(&mut self, job: JobId, sentence: &str) -> Result<(), LedgerError> {
+        sqlx::query(CONDEMN)
+            .bind(job.0)
+            .bind(sentence)
+            .execute(&mut *self.connection)
+            .await
+            .map_err(unavailable)?;
+        Ok(())
+    }
+
+    /// The job's message as it would be published now.
+    ///
+    /// The inner error is a sentence: what is stored is no job that could be published.
+    pub(crate) async fn message(
+        &mut self,
+        job: JobId,
+    ) -> Result<Result<Option<StoredMessage>, String>, LedgerError> {
+        stored_message(&mut self.connection, job)
+            .await
+            .map_err(unavailable)
     }
 
     /// Lets others reconcile.

@@ -32,7 +32,7 @@ WITH v AS (
 ), ended AS (
     UPDATE cliquet.jobs job
        SET status = CASE WHEN v.delay IS NULL THEN 'FAILED' ELSE 'RETRYING' END::cliquet.job_status, holder = NULL,
-           generation = job.generation + 1, error = v.error,
+           generation = least(job.generation + 1, 1000000000), error = v.error,
            next_attempt_at = clock_timestamp() + make_interval(secs => v.delay),
            finished_at = CASE WHEN v.delay IS NULL THEN clock_timestamp() END
       FROM v WHERE job.id = v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'

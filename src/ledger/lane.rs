@@ -38,7 +38,7 @@ pub(super) const HEAVIEST_GROUP: usize = 20_000;
 const LANE_DEPTH: usize = 4096;
 /// A write that Postgres does not answer for this long (a network that swallows packets) loses its connection.
 /// Longer than Postgres's own `statement_timeout` on these connections, so it never cuts a healthy one.
-const NO_ANSWER: Duration = Duration::from_secs(25);
+pub(crate) const NO_ANSWER: Duration = Duration::from_secs(25);
 /// A group that cannot be decided after so many looks at fresh snapshots is a fault of ours, not a race.
 const MOST_LOOKS: usize = 50;
 
@@ -265,7 +265,7 @@ impl Lane {
         let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
         let verbs: Vec<&V> = group.iter().map(|waiting| &waiting.verb).collect();
         let holder = self.holder.clone();
-        let mut failures = 0;
+        let (mut failures, mut repeats) = (0, 0);
         loop {
             let error = match self.connected().await {
                 Ok(connection) => {
@@ -281,9 +281,28 @@ impl Lane {
                         }
                         Ok(Err(error)) => match Recovery::of(&error) {
                             Recovery::Refused => return Err(sentence(&error)),
+                            // A deadlock passes at once; a row that somebody keeps locked is worth telling.
                             Recovery::Repeat => {
+                                repeats += 1;
+                                if repeats % 3 == 0 {
+                                    warn!(
+                                        lane = self.number,
+                                        repeats,
+                                        waiting = group.len(),
+                                        error = sentence(&error),
+                                        "a row is locked by somebody else; the write is repeated"
+                                    );
+                                }
                                 sleep(Duration::from_millis(2)).await;
                                 continue;
+                            }
+                            // A statement that is too long for its time limit may be too long for ever: smaller ones.
+                            Recovery::Reconnect
+                                if group.len() > 1
+                                    && failures >= 1
+                                    && error.as_database_error().is_some() =>
+                            {
+                                return Err(sentence(&error));
                             }
                             Recovery::Reconnect => sentence(&error),
                         },

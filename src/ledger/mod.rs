@@ -21,7 +21,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use sqlx::PgPool;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
 pub use connect::LedgerAddress;
@@ -47,9 +47,12 @@ use crate::{
 /// What went wrong with the ledger, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Postgres cannot be reached, or not as this user: wait or mend the address.
+    /// Postgres cannot be reached: wait.
     #[error("{0}")]
     Unavailable(String),
+    /// Postgres does not let us in: the user, the password or the database of the address is wrong.
+    #[error("{0}")]
+    Denied(String),
     /// The schema is missing, old or damaged: migrate.
     #[error("{0}")]
     Schema(String),
@@ -63,12 +66,22 @@ pub enum LedgerError {
 
 impl LedgerError {
     pub(crate) fn unavailable(address: &LedgerAddress, error: &sqlx::Error) -> Self {
-        Self::Unavailable(format!(
+        let sentence = format!(
             "Postgres at {address} cannot be used: {}",
             connect::sentence(error)
-        ))
+        );
+        match error.as_database_error().and_then(|error| error.code()) {
+            // Invalid authorisation, and a database that does not exist.
+            Some(code) if code.starts_with("28") || code == "3D000" => Self::Denied(format!(
+                "{sentence}. Check the user, the password and the database in DATABASE_URL"
+            )),
+            _ => Self::Unavailable(sentence),
+        }
     }
 }
+
+/// Connections for the reconciler and for questions after a fault.
+const DESK: u32 = 3;
 
 /// This process as the ledger knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +98,10 @@ pub(crate) struct Holder {
 #[derive(Clone)]
 pub(crate) struct Ledger {
     lanes: lane::Lanes,
+    /// For handlers' transactions.
     pool: PgPool,
+    /// For the reconciler and for questions after a fault: never behind the handlers.
+    desk: PgPool,
     holder: Arc<Holder>,
 }
 
@@ -98,11 +114,13 @@ impl Ledger {
         lanes: usize,
         handler_connections: u32,
     ) -> Self {
-        let pool = address.pool(&format!("{} handlers", holder.name), handler_connections);
+        let pool = address.handlers_pool(&holder.name, handler_connections);
+        let desk = address.pool(&format!("{} desk", holder.name), DESK);
         let (lanes, _running) = lane::Lanes::start(address, &holder, lanes);
         Self {
             lanes,
             pool,
+            desk,
             holder,
         }
     }
@@ -111,8 +129,14 @@ impl Ledger {
         &self.holder
     }
 
+    /// Where handlers' transactions come from.
     pub(crate) fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Where the reconciler's connection comes from.
+    pub(crate) fn desk(&self) -> &PgPool {
+        &self.desk
     }
 
     /// Who owns this job now?
@@ -140,21 +164,18 @@ impl Ledger {
         self.lanes.mention(sent::Sent { job, generation });
     }
 
-    /// The job's message as it would be published now.
-    pub(crate) async fn message(&self, job: JobId) -> Result<Option<StoredMessage>, LedgerError> {
-        message(&self.pool, job).await
-    }
-
     /// What became of a commit whose answer was lost, asked until Postgres says; `None` when it was rolled back and the
     /// attempt still stands.
     pub(crate) async fn fate(&self, stand: Stand) -> Option<Written> {
         let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
         let mut failures = 0;
         loop {
-            if let Ok(mut connection) = self.pool.acquire().await {
-                match advance::fates(&mut connection, &[stand], "SUCCESS").await {
-                    Ok(fates) => return fates.first().copied().flatten(),
-                    Err(_) => transaction::discard(Some(connection)),
+            if let Ok(mut connection) = self.desk.acquire().await {
+                let stands = [stand];
+                let asked = advance::fates(&mut connection, &stands, "SUCCESS");
+                match timeout(lane::NO_ANSWER, asked).await {
+                    Ok(Ok(fates)) => return fates.first().copied().flatten(),
+                    _ => transaction::discard(Some(connection)),
                 }
             }
             failures += 1;

@@ -38,6 +38,8 @@ pub(crate) struct Presence {
     address: LedgerAddress,
     holder: Arc<Holder>,
     session: Option<PgConnection>,
+    /// How long a beat may take before its session is given up: well below the patience of others.
+    no_answer: Duration,
     present: watch::Sender<bool>,
 }
 
@@ -67,7 +69,8 @@ impl Presence {
     /// Registers this process and takes its lock, waiting for a database that is not there yet.
     ///
     /// # Errors
-    /// [`LedgerError::Schema`] when the database is not migrated; nothing else ends the wait.
+    /// [`LedgerError::Schema`] when the database is not migrated, [`LedgerError::Denied`] when it does not let us in; nothing
+    /// else ends the wait.
     pub(crate) async fn begin(address: &LedgerAddress, about: &About) -> Result<Self, LedgerError> {
         let pauses = RetryPolicy::reconnecting(Duration::from_secs(5));
         let mut failures = 0;
@@ -113,6 +116,7 @@ impl Presence {
             address: address.clone(),
             holder: Arc::new(holder),
             session: None,
+            no_answer: NO_ANSWER.min(about.patience / 3),
             present: watch::Sender::new(false),
         };
         presence.lock(session).await?;
@@ -131,14 +135,16 @@ impl Presence {
     /// One heartbeat. Answers with those of the running jobs that are no longer this worker's; takes the lock again, and
     /// waits for it, when its session was lost.
     pub(crate) async fn beat(&mut self, running: &[(JobId, Epoch)]) -> Vec<(JobId, Epoch)> {
-        let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
+        // So often that it is back long before others lose their patience with it.
+        let pauses = RetryPolicy::reconnecting(self.no_answer.min(Duration::from_secs(1)));
         let mut failures = 0;
         loop {
-            let attempt = match timeout(NO_ANSWER, self.try_beat(running)).await {
+            let no_answer = self.no_answer;
+            let attempt = match timeout(no_answer, self.try_beat(running)).await {
                 Ok(attempt) => attempt,
                 Err(_) => Err(sqlx::Error::Protocol(format!(
-                    "no answer from Postgres for {} s",
-                    NO_ANSWER.as_secs()
+                    "no answer from Postgres for {} ms",
+                    no_answer.as_millis()
                 ))),
             };
             match attempt {

@@ -50,16 +50,7 @@ pub struct MigrationState {
 pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, LedgerError> {
     let mut connection = open(address).await?;
     let before = applied(&mut connection).await?;
-    let migrations = MIGRATIONS.map(|(version, description, sql)| {
-        Migration::new(
-            version,
-            Cow::Borrowed(description),
-            MigrationType::Simple,
-            sql.into_sql_str(),
-            false,
-        )
-    });
-    let mut migrator = Migrator::with_migrations(migrations.to_vec());
+    let mut migrator = Migrator::with_migrations(migrations());
     migrator.dangerous_set_table_name(TABLE);
     migrator.create_schema("cliquet");
     migrator.run(&mut connection).await.map_err(|error| {
@@ -71,7 +62,7 @@ pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, Led
         .map(|(version, description, _)| MigrationState {
             version,
             description,
-            applied_now: !before.contains(&version),
+            applied_now: !before.iter().any(|(applied, _)| *applied == version),
         })
         .to_vec())
 }
@@ -84,9 +75,20 @@ pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, Led
 pub async fn check(address: &LedgerAddress) -> Result<(), LedgerError> {
     let mut connection = open(address).await?;
     let applied = applied(&mut connection).await?;
+    let changed = migrations().into_iter().find(|ours| {
+        applied
+            .iter()
+            .any(|(version, checksum)| *version == ours.version && *checksum != *ours.checksum)
+    });
+    if let Some(changed) = changed {
+        return Err(LedgerError::Schema(format!(
+            "the database {address} was migrated by another build: its migration {} ({}) is not this binary's. Use the binary that fits, or a fresh database",
+            changed.version, changed.description
+        )));
+    }
     let missing: Vec<_> = MIGRATIONS
         .iter()
-        .filter(|(version, ..)| !applied.contains(version))
+        .filter(|(ours, ..)| !applied.iter().any(|(version, _)| version == ours))
         .map(|(version, description, _)| format!("{version} ({description})"))
         .collect();
     if missing.is_empty() {
@@ -98,13 +100,29 @@ pub async fn check(address: &LedgerAddress) -> Result<(), LedgerError> {
     )))
 }
 
+fn migrations() -> Vec<Migration> {
+    MIGRATIONS
+        .map(|(version, description, sql)| {
+            let sql = sql.into_sql_str();
+            Migration::new(
+                version,
+                Cow::Borrowed(description),
+                MigrationType::Simple,
+                sql,
+                false,
+            )
+        })
+        .to_vec()
+}
+
 async fn open(address: &LedgerAddress) -> Result<PgConnection, LedgerError> {
     PgConnection::connect_with(&address.options("schema"))
         .await
         .map_err(|error| LedgerError::unavailable(address, &error))
 }
 
-async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, LedgerError> {
+/// The versions that this database has, with their checksums.
+async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>)>, LedgerError> {
     let failed = |error: sqlx::Error| LedgerError::Schema(super::connect::sentence(&error));
     let exists: bool = sqlx::query("SELECT to_regclass('cliquet.migrations') IS NOT NULL")
         .fetch_one(&mut *connection)
@@ -120,5 +138,8 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, LedgerError>
         .map_err(|error| {
             LedgerError::Schema(format!("the list of migrations cannot be read: {error}"))
         })?;
-    Ok(applied.iter().map(|migration| migration.version).collect())
+    Ok(applied
+        .into_iter()
+        .map(|migration| (migration.version, migration.checksum.into_owned()))
+        .collect())
 }

@@ -12,12 +12,15 @@ use super::Crew;
 use crate::{
     job::{Position, TaskSpec, storable},
     ledger::{HandlerTransaction, roll_back},
-    task::{JobInHand, TaskContext, TaskError},
+    task::{JobInHand, MAX_RESULTS_BYTES, TaskContext, TaskError},
 };
 use std::sync::Arc;
 
 /// The largest result that a task may answer, in bytes.
 pub(super) const MAX_RESULT_BYTES: usize = 1024 * 1024;
+
+/// Results so small that not even those of the largest job add up to the limit.
+const SMALL: usize = MAX_RESULTS_BYTES / crate::job::MAX_TASKS;
 
 /// How an attempt ended.
 pub(super) enum Ended {
@@ -89,7 +92,7 @@ pub(super) async fn attempt(
         )))),
     };
     match ended {
-        Ok(result) => finish(result, &transaction).await,
+        Ok(result) => finish(result, job, &transaction).await,
         Err(ended) => {
             transaction.abandon();
             ended
@@ -98,7 +101,7 @@ pub(super) async fn attempt(
 }
 
 /// What the handler answered is kept only if Postgres can store it and every reader can read it.
-async fn finish(result: Box<RawValue>, transaction: &HandlerTransaction) -> Ended {
+async fn finish(result: Box<RawValue>, job: &JobInHand, transaction: &HandlerTransaction) -> Ended {
     let open = match transaction.take() {
         Ok(open) => open,
         Err(_lent) => {
@@ -108,7 +111,7 @@ async fn finish(result: Box<RawValue>, transaction: &HandlerTransaction) -> Ende
             ));
         }
     };
-    match unfit(&result) {
+    match unfit(&result, job) {
         None => Ended::Done {
             result,
             transaction: open,
@@ -123,12 +126,17 @@ async fn finish(result: Box<RawValue>, transaction: &HandlerTransaction) -> Ende
 }
 
 /// Why a result cannot be kept, if it cannot.
-fn unfit(result: &RawValue) -> Option<String> {
+fn unfit(result: &RawValue, job: &JobInHand) -> Option<String> {
     let text = result.get();
     if text.len() > MAX_RESULT_BYTES {
         return Some(format!(
             "the handler's result has {} bytes; the limit is {MAX_RESULT_BYTES}. Store large data elsewhere and answer its address",
             text.len()
+        ));
+    }
+    if text.len() > SMALL && job.results_bytes() + text.len() > MAX_RESULTS_BYTES {
+        return Some(format!(
+            "the job's results have more than {MAX_RESULTS_BYTES} bytes together. Store large data elsewhere and answer its address"
         ));
     }
     // Only an escape can hide a NUL or half a character; without one there is nothing to look for.

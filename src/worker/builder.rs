@@ -39,10 +39,11 @@ pub struct Builder {
 impl Builder {
     pub(super) fn new() -> Self {
         let mut config = Config::default();
-        if let Ok(url) = std::env::var("AMQP_URL") {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if let Some(url) = variable("AMQP_URL") {
             config.amqp_url = url;
         }
-        if let Ok(url) = std::env::var("DATABASE_URL") {
+        if let Some(url) = variable("DATABASE_URL") {
             config.database_url = url;
         }
         Self {

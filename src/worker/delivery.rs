@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Crew,
@@ -43,7 +43,9 @@ pub(super) async fn handle(crew: Arc<Crew>, delivery: Delivery) {
         }
     };
     let job = message.id;
-    if let Some((delivery, outcome)) = follow(&crew, delivery, message, marks).await {
+    if let Some((delivery, outcome)) = follow(&crew, delivery, message, marks).await
+        && (delivery.is_alive() || matches!(outcome, Outcome::Ran(_)))
+    {
         Settlement::of(outcome, marks, &crew.config.ladder)
             .carry_out(&crew, delivery, Some(job))
             .await;
@@ -88,6 +90,10 @@ async fn follow(
                 None => return Some((delivery, Outcome::Untouched)),
             },
         };
+        // The broker delivers it again: what this one would lead to, that one will.
+        if !delivery.is_alive() {
+            return None;
+        }
         let claim = Claim {
             message: message.clone(),
             generation: marks.generation,
@@ -117,6 +123,7 @@ async fn follow(
                 Adoption::Ended(again) => delivery = again,
             },
             (Answer::Suspect { crashes }, _) if let Some(permit) = crew.alone(crashes) => {
+                info!(job.id = %message.id, crashes, "a job whose worker died in its next task goes on here, alone among such jobs");
                 alone = Some(permit);
             }
             (Answer::Busy, _)
@@ -136,9 +143,12 @@ async fn follow(
 
 fn tell(message: &JobMessage, claimed: &Claimed) {
     let (position, crashes, epoch) = (claimed.position, claimed.crashes, claimed.epoch.0);
-    if claimed.way == Way::TakenOver || crashes > 0 {
-        warn!(job.id = %message.id, task.position = position, epoch, crashes, "a dead worker's job goes on here");
-    } else {
-        debug!(job.id = %message.id, task.position = position, epoch, way = ?claimed.way, "claimed");
+    match claimed.way {
+        Way::TakenOver => {
+            warn!(job.id = %message.id, task.position = position, epoch, crashes, "a dead worker's job goes on here");
+        }
+        way => {
+            debug!(job.id = %message.id, task.position = position, epoch, crashes, ?way, "claimed");
+        }
     }
 }

@@ -1,36 +1,44 @@
 //! The heartbeat: tells the ledger that this process lives, and learns which of its runs are no longer its own.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Crew;
-use crate::ledger::Presence;
+use super::{in_hand::InHand, settlement::give_back};
+use crate::ledger::{Ledger, Presence};
 
 /// Beats until `stop`, then says goodbye.
 pub(super) async fn beat(
-    crew: Arc<Crew>,
+    in_hand: InHand,
+    ledger: Ledger,
     mut presence: Presence,
     every: Duration,
     stop: CancellationToken,
 ) {
     loop {
-        tokio::select! {
-            () = sleep(every) => {}
-            () = stop.cancelled() => break,
-        }
-        for (job, epoch) in presence.beat(&crew.in_hand.running()).await {
+        for (job, epoch) in presence.beat(&in_hand.running()).await {
             // Most often the run has ended since the list was made.
-            if crew.in_hand.cancel(job, epoch) {
+            if in_hand.cancel(job, epoch) {
                 info!(job.id = %job, epoch = epoch.0, "the job is no longer this worker's: it was cancelled or taken over");
             }
         }
-        // A run of ours that broke off would keep its job held for as long as this process lives.
-        for (job, epoch) in crew.in_hand.orphans() {
-            warn!(job.id = %job, "a run ended without an outcome; its job is released");
-            let _ = crew.ledger.release(job, epoch).await;
+        // A run of ours that broke off would keep its job held for as long as this process lives. Beside the beat, which
+        // must not wait for a lane.
+        for orphan in in_hand.orphans() {
+            warn!(job.id = %orphan.job, "a run ended without an outcome; its job is released");
+            let ledger = ledger.clone();
+            tokio::spawn(async move {
+                let _ = ledger.release(orphan.job, orphan.epoch).await;
+                if let Some(delivery) = orphan.delivery {
+                    let _ = give_back(&delivery).await;
+                }
+            });
+        }
+        tokio::select! {
+            () = sleep(every) => {}
+            () = stop.cancelled() => break,
         }
     }
     presence.end().await;

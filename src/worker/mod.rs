@@ -18,9 +18,13 @@ use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::{info, warn};
 
 pub use builder::{Builder, WorkerError};
@@ -77,16 +81,10 @@ impl Worker {
         };
         let Begun {
             crew,
-            presence,
             consumer,
+            heartbeat,
+            beating,
         } = begun;
-        let background = CancellationToken::new();
-        let heartbeat = tokio::spawn(heartbeat::beat(
-            crew.clone(),
-            presence,
-            crew.config.heartbeat,
-            background.clone(),
-        ));
         let reconciler = tokio::spawn(reconcile::reconcile(crew.clone(), crew.drain.clone()));
 
         let deliveries = TaskTracker::new();
@@ -102,12 +100,10 @@ impl Worker {
 
         info!(jobs = crew.in_hand.running().len(), drain_timeout = %humantime::format_duration(crew.config.drain_timeout), "stopping: running tasks end, the rest is handed back");
         crew.drain.cancel();
-        consumer.stop().await;
         deliveries.close();
-        if timeout(crew.config.drain_timeout, deliveries.wait())
-            .await
-            .is_err()
-        {
+        // Together and under one limit: a broker that does not answer must not eat the running tasks' time.
+        let drained = async { tokio::join!(consumer.stop(), deliveries.wait()) };
+        if timeout(crew.config.drain_timeout, drained).await.is_err() {
             warn!(
                 jobs = crew.in_hand.running().len(),
                 "the drain's time is over; what still runs is cut short and handed back uncounted"
@@ -123,7 +119,7 @@ impl Worker {
             );
         }
         let _ = timeout(Duration::from_secs(1), reconciler).await;
-        background.cancel();
+        drop(beating);
         let _ = timeout(Duration::from_secs(3), heartbeat).await;
         let _ = timeout(Duration::from_secs(3), consumer.close()).await;
         let _ = timeout(Duration::from_secs(3), crew.publisher.close()).await;
@@ -156,6 +152,20 @@ impl Worker {
             config.lanes,
             config.handler_connections,
         );
+        // Before anything that may wait for long: a worker that is registered and silent is taken for dead.
+        let (in_hand, present, stop) = (
+            InHand::default(),
+            presence.watch(),
+            CancellationToken::new(),
+        );
+        let beating = stop.clone().drop_guard();
+        let heartbeat = tokio::spawn(heartbeat::beat(
+            in_hand.clone(),
+            ledger.clone(),
+            presence,
+            config.heartbeat,
+            stop,
+        ));
         let publisher = Publisher::start(
             amqp.clone(),
             topology.clone(),
@@ -172,8 +182,8 @@ impl Worker {
         let crew = Crew {
             places: Arc::new(Semaphore::new(config.concurrency.into())),
             suspects: Arc::new(Semaphore::new(1)),
-            present: presence.watch(),
-            in_hand: InHand::default(),
+            present,
+            in_hand,
             drain: CancellationToken::new(),
             deadline: CancellationToken::new(),
             leaving: CancellationToken::new(),
@@ -185,16 +195,19 @@ impl Worker {
         };
         Ok(Begun {
             crew: Arc::new(crew),
-            presence,
             consumer,
+            heartbeat,
+            beating,
         })
     }
 }
 
 struct Begun {
     crew: Arc<Crew>,
-    presence: Presence,
     consumer: Consumer,
+    heartbeat: JoinHandle<()>,
+    /// The heartbeat ends, with a goodbye, when this is dropped.
+    beating: DropGuard,
 }
 
 /// What every delivery of a worker shares.

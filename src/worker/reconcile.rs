@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::{Crew, about};
 use crate::{
     broker::{Letter, Place},
-    job::JobId,
+    job::{JobId, JobMessage},
     ledger::{LedgerError, Owed, Reconciling, What},
 };
 
@@ -57,7 +57,7 @@ async fn look(
     stop: &CancellationToken,
 ) -> Result<(), LedgerError> {
     let Some(mut reconciling) =
-        Reconciling::begin(crew.ledger.pool(), crew.ledger.holder()).await?
+        Reconciling::begin(crew.ledger.desk(), crew.ledger.holder()).await?
     else {
         return Ok(()); // another worker of this queue does it
     };
@@ -72,6 +72,9 @@ async fn look_alone(
     memory: &mut Memory,
     stop: &CancellationToken,
 ) -> Result<(), LedgerError> {
+    if !crew.publisher.is_connected() || crew.publisher.is_blocked() {
+        return Ok(());
+    }
     let mut owed = reconciling.owed(GRACE).await?;
     if owed
         .iter()
@@ -88,17 +91,18 @@ async fn look_alone(
         if stop.is_cancelled() {
             break;
         }
-        if send(crew, owed, stop).await? {
-            match owed.what {
-                What::Abandoned => {
-                    let (last, times) = memory
-                        .abandoned
-                        .entry(owed.job)
-                        .or_insert((Instant::now(), 0));
-                    (*last, *times) = (Instant::now(), *times + 1);
-                }
-                _ => looked_after.push(owed.job),
+        match (send(crew, reconciling, owed).await?, owed.what) {
+            (Looked::Sent, What::Abandoned) => {
+                let (last, times) = memory
+                    .abandoned
+                    .entry(owed.job)
+                    .or_insert((Instant::now(), 0));
+                (*last, *times) = (Instant::now(), *times + 1);
             }
+            (Looked::Sent, _) => looked_after.push(owed.job),
+            (Looked::Over, _) => {}
+            // Another worker may reach the broker: the right to look is not kept for waiting.
+            (Looked::Later, _) => break,
         }
     }
     if !looked_after.is_empty() {
@@ -122,50 +126,74 @@ async fn abandoned(
         .retain(|job, _| held.iter().any(|owed| owed.job == *job));
     held.retain(|owed| match memory.abandoned.get(&owed.job) {
         Some((last, times)) => {
-            last.elapsed() > AGAIN.min(FIRST_AGAIN * 2u32.saturating_pow(*times))
+            last.elapsed() > QUEUED.min(FIRST_AGAIN * 2u32.saturating_pow((*times).min(16)))
         }
         None => true,
     });
     Ok(held)
 }
 
-/// Sends the job's message at the generation that the ledger has; whether it is confirmed.
-async fn send(crew: &Crew, owed: Owed, stop: &CancellationToken) -> Result<bool, LedgerError> {
-    let Some(stored) = crew.ledger.message(owed.job).await? else {
-        return Ok(false); // deleted in between
+/// What became of a look at one job.
+enum Looked {
+    /// Its message is confirmed.
+    Sent,
+    /// There is nothing to send: the job is gone, or it can never be sent and is given up.
+    Over,
+    /// The broker does not take it now.
+    Later,
+}
+
+/// Sends the job's message at the generation that the ledger has.
+async fn send(
+    crew: &Crew,
+    reconciling: &mut Reconciling,
+    owed: Owed,
+) -> Result<Looked, LedgerError> {
+    let stored = match reconciling.message(owed.job).await? {
+        Ok(Some(stored)) => stored,
+        // Deleted in between, or a job without tasks.
+        Ok(None) => return condemn(reconciling, owed, "the ledger has no task of this job").await,
+        Err(sentence) => return condemn(reconciling, owed, &sentence).await,
     };
-    let letter = Letter::new(
-        stored.message.encode(),
-        &owed.job.to_string(),
-        &stored.message.kind,
-    )
-    .generation(owed.generation);
+    let body = stored.message.encode();
+    if let Err(bad) = JobMessage::decode(&body, None, None) {
+        return condemn(reconciling, owed, &bad.sentence).await;
+    }
+    let letter =
+        Letter::new(body, &owed.job.to_string(), &stored.message.kind).generation(owed.generation);
     let (place, letter) = match owed.what {
-        What::Unparked => (
-            Place::Dead,
-            letter.parked(
-                "given_up",
-                stored.error.as_deref().unwrap_or_default(),
-                None,
-                None,
-            ),
-        ),
+        What::Unparked => {
+            let error = stored.error.as_deref().unwrap_or_default();
+            (Place::Dead, letter.parked("given_up", error, None, None))
+        }
         _ => (Place::Work, letter),
     };
-    match crew.publisher.deliver(&place, &letter, stop).await {
+    match crew.publisher.send(&place, &letter).await {
         Ok(()) => {
             crew.ledger.sent(owed.job, owed.generation);
             match owed.what {
                 What::Enqueued => {
-                    debug!(job.id = %owed.job, "an enqueued job is sent for the first time")
+                    debug!(job.id = %owed.job, "an enqueued job is sent for the first time");
                 }
                 what => info!(job.id = %owed.job, ?what, "the job's message is sent again"),
             }
-            Ok(true)
+            Ok(Looked::Sent)
         }
         Err(error) => {
             debug!(job.id = %owed.job, %error, "the job's message is not sent; the next look tries again");
-            Ok(false)
+            Ok(Looked::Later)
         }
     }
+}
+
+/// A job that could never be sent must not stand in the way of the others at every look.
+async fn condemn(
+    reconciling: &mut Reconciling,
+    owed: Owed,
+    sentence: &str,
+) -> Result<Looked, LedgerError> {
+    let sentence = format!("this job cannot be sent to a worker: {sentence}");
+    warn!(job.id = %owed.job, error = sentence, "a job in the ledger is given up");
+    reconciling.condemn(owed.job, &sentence).await?;
+    Ok(Looked::Over)
 }

@@ -48,6 +48,8 @@ pub(super) struct Copy {
     /// Carries the broker's redelivered flag on, which a copy would lose.
     pub(super) redelivered: bool,
     pub(super) parked: Option<Parked>,
+    /// Whether it is the job's own copy, which the ledger waits to hear of, and not one of a message that is refused.
+    pub(super) of_the_job: bool,
 }
 
 /// Why a copy lies in the dead queue.
@@ -67,6 +69,7 @@ impl Copy {
             hops: 0,
             redelivered: false,
             parked: None,
+            of_the_job: true,
         }
     }
 
@@ -83,6 +86,13 @@ impl Copy {
         }
     }
 
+    fn refuse(generation: Generation, reason: &'static str, error: String) -> Self {
+        Self {
+            of_the_job: false,
+            ..Self::park(generation, reason, error)
+        }
+    }
+
     /// The same generation waits a little on a short rung, longer at each hop.
     fn wait(marks: Marks, ladder: &Ladder) -> Self {
         Self {
@@ -96,7 +106,8 @@ impl Copy {
 impl Settlement {
     /// What follows. `marks` are the message's own, with the broker's flag in `redelivered`.
     pub(super) fn of(outcome: Outcome, marks: Marks, ladder: &Ladder) -> Self {
-        let park = |reason, error| Settlement::Replace(Copy::park(marks.generation, reason, error));
+        let park =
+            |reason, error| Settlement::Replace(Copy::refuse(marks.generation, reason, error));
         match outcome {
             Outcome::Bad(bad) => park(bad.reason, bad.sentence),
             Outcome::Unclaimed(LedgerError::Refused(sentence)) => park("unstorable", sentence),
@@ -158,16 +169,16 @@ impl Settlement {
     pub(super) async fn carry_out(self, crew: &Crew, delivery: Delivery, job: Option<JobId>) {
         let settled = match self {
             Settlement::Acknowledge => delivery.acknowledge().await,
-            Settlement::Requeue => delivery.requeue().await,
+            Settlement::Requeue => give_back(&delivery).await,
             Settlement::Replace(copy) => match send(crew, &delivery, &copy).await {
                 Ok(()) => {
-                    if let Some(job) = job {
+                    if let Some(job) = job.filter(|_| copy.of_the_job) {
                         crew.ledger.sent(job, copy.generation);
                     }
                     delivery.acknowledge().await
                 }
                 // Not acknowledged: the message comes back, and its next claim sends the copy again.
-                Err(_) => delivery.requeue().await,
+                Err(_) => give_back(&delivery).await,
             },
         };
         if settled == Settled::Lost {
@@ -177,6 +188,11 @@ impl Settlement {
             );
         }
     }
+}
+
+/// Puts a delivery back into its queue as it is: whoever receives it next decides by its claim.
+pub(super) async fn give_back(delivery: &Delivery) -> Settled {
+    delivery.requeue().await
 }
 
 async fn send(crew: &Crew, delivery: &Delivery, copy: &Copy) -> Result<(), SendError> {

@@ -93,8 +93,8 @@ async fn a_stopped_worker_ends_its_task_and_hands_the_rest_back() {
             .await,
         0
     );
-    second.stop().await;
     stage.queues_are_empty().await;
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -147,3 +147,34 @@ async fn results_of_earlier_tasks_are_there_after_a_resume() {
     running.await.unwrap().unwrap();
     assert_eq!(stage.queues.depth(Place::Dead).await, 0);
 }
+
+/// A library that the handler calls may begin and commit transactions of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nested_transaction_commits_nothing_of_its_own() {
+    let stage = Stage::new().await;
+    let builder =
+        stage
+            .builder(stage.config())
+            .handler("nest", async |task: cliquet::TaskContext| {
+                let mut tx = task.transaction().await?;
+                let mut inner = sqlx::Connection::begin(&mut *tx).await?;
+                sqlx::query("INSERT INTO effects (job_id, position) VALUES ($1, 1)")
+                    .bind(task.job_id().0)
+                    .execute(&mut *inner)
+                    .await?;
+                inner.commit().await?;
+                match task.attempt() {
+                    1 => Err(cliquet::TaskError::retry("after the inner commit")),
+                    _ => Ok(()),
+                }
+            });
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(builder.run_until(async { drop(stopped.await) }));
+    let job = stage.publish("nest").await;
+    stage.reaches(job, "RETRYING").await;
+    assert_eq!(stage.effects(job).await, [0; 0]);
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(stage.effects(job).await, [1]);
+    drop(stop);
+    running.await.unwrap().unwrap();
+}

@@ -47,8 +47,8 @@ async fn jobs_go_on_while_the_broker_restarts_and_redeliveries_are_adopted() {
         1,
         "the run was never taken over"
     );
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,8 +75,8 @@ async fn jobs_go_on_when_the_database_is_back() {
         [1, 2, 3, 4, 4],
         "no task ran twice but the one that failed"
     );
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,8 +95,8 @@ async fn a_worker_waits_for_services_that_are_not_there_yet() {
         services.run(&["start", "rabbitmq"]);
     });
     stage.reaches(job, "SUCCESS").await;
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,5 +156,71 @@ async fn a_blocked_broker_pauses_copies_and_consuming_but_not_acknowledgements()
         ])
     });
     stage.reaches(failing, "SUCCESS").await;
+    worker.stop().await;
+}
+
+/// When Postgres is back every heartbeat is old; that says nothing of the workers.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_database_longer_than_patience_kills_nobody() {
+    let services = Services::start();
+    let stage = stage(&services).await;
+    let quick = || Config {
+        patience: Duration::from_secs(2),
+        ..stage.config()
+    };
+    let (first, second) = (stage.worker_with(quick()), stage.worker_with(quick()));
+    let mut jobs = Vec::new();
+    for _ in 0..6 {
+        jobs.push(stage.publish("a:gate:go b:ok").await);
+    }
+    stage.script.reached("go", 6).await;
+
+    tokio::task::block_in_place(|| services.run(&["stop", "postgres"]));
+    for job in &jobs {
+        stage.publish_as(*job, "a:gate:go b:ok").await; // duplicates, which ask for the job as soon as they can
+    }
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::task::block_in_place(|| services.run(&["start", "postgres"]));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    stage.script.open("go").await;
+    for job in &jobs {
+        stage.reaches(*job, "SUCCESS").await;
+        assert_eq!(
+            stage.script.positions(*job).await,
+            [1, 2],
+            "no task ran twice"
+        );
+        assert_eq!(
+            stage
+                .number(
+                    "SELECT count(*) FROM cliquet.failures WHERE job_id = $1",
+                    *job
+                )
+                .await,
+            0
+        );
+    }
+    stage.queues_are_empty().await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_waits_for_the_broker_is_alive_in_the_ledger() {
+    let services = Services::start();
+    let stage = stage(&services).await;
+    tokio::task::block_in_place(|| services.run(&["stop", "rabbitmq"]));
+    let worker = stage.worker_with(Config {
+        patience: Duration::from_secs(1),
+        ..stage.config()
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let silent: f64 = sqlx::query_scalar(
+        "SELECT extract(epoch FROM clock_timestamp() - seen_at)::float8 FROM cliquet.workers",
+    )
+    .fetch_one(&stage.pool)
+    .await
+    .unwrap();
+    assert!(silent < 1.0, "silent for {silent} s");
     worker.stop().await;
 }

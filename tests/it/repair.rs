@@ -20,8 +20,8 @@ async fn a_job_whose_message_is_lost_is_sent_again() {
     stage.queues.purge(rung).await;
     stage.reaches(job, "SUCCESS").await;
     assert_eq!(stage.script.positions(job).await, [1, 2, 2, 3]);
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,8 +55,8 @@ async fn a_job_that_holds_its_delivery_for_long_is_handed_over_between_two_tasks
         3,
         "each task ran under a delivery of its own"
     );
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,8 +71,8 @@ async fn a_stale_copy_changes_nothing_and_does_not_run_the_job_early() {
     assert_eq!(stage.status(job).await.as_deref(), Some("RETRYING"));
     assert_eq!(stage.script.positions(job).await, [1]);
     stage.reaches(job, "SUCCESS").await;
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
     assert_eq!(stage.script.positions(job).await, [1, 1, 2]);
 }
 
@@ -91,8 +91,8 @@ async fn deliveries_of_a_running_job_whose_channel_died_are_adopted() {
     stage.script.open("two").await;
     stage.reaches(job, "SUCCESS").await;
     assert_eq!(stage.script.positions(job).await, [1, 2]);
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
     assert_eq!(stage.queues.depth(Place::Dead).await, 0);
 }
 
@@ -118,4 +118,58 @@ async fn a_cancelled_job_is_fenced_off_and_its_handler_dropped() {
     assert_eq!(stage.effects(job).await, [1]);
     assert_eq!(stage.status(job).await.as_deref(), Some("CANCELLED"));
     assert_eq!(stage.script.positions(job).await, [1, 2]);
+}
+
+/// A job that a user's own transaction puts into the ledger: known, never sent.
+async fn enqueue(stage: &Stage, payload: &str, handler: &str) -> uuid::Uuid {
+    let id = uuid::Uuid::now_v7();
+    sqlx::query(
+        "WITH job AS (
+             INSERT INTO cliquet.jobs (id, queue, kind, payload, total, status, epoch, generation, sent, next_attempt_at)
+             VALUES ($1, $2, 'test', $3::json, 1, 'PENDING', 0, 0, -1, now()))
+         INSERT INTO cliquet.tasks (job_id, position, handler, label, input) VALUES ($1, 1, $4, 'Step', '\"ok\"')",
+    )
+    .bind(id)
+    .bind(stage.queues.name(Place::Work))
+    .bind(payload)
+    .bind(handler)
+    .execute(&stage.pool)
+    .await
+    .unwrap();
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_enqueued_in_sql_is_sent_and_run() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = enqueue(&stage, r#"{"n": 1}"#, "a").await;
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(stage.script.positions(job).await, [1]);
+    stage.queues_are_empty().await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_can_never_be_sent_is_given_up_and_stops_nobody() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let unreadable = enqueue(&stage, r#""\u0000""#, "a").await;
+    let unnamed = enqueue(&stage, "1", "a\nb").await;
+    let good = enqueue(&stage, "1", "a").await;
+    stage.reaches(good, "SUCCESS").await;
+    for job in [unreadable, unnamed] {
+        stage.reaches(job, "FAILED").await;
+        let error: String = sqlx::query_scalar("SELECT error FROM cliquet.jobs WHERE id = $1")
+            .bind(job)
+            .fetch_one(&stage.pool)
+            .await
+            .unwrap();
+        assert!(
+            error.starts_with("this job cannot be sent to a worker"),
+            "{error}"
+        );
+    }
+    stage.queues_are_empty().await;
+    worker.stop().await;
 }

@@ -47,8 +47,8 @@ async fn a_retry_skips_what_succeeded_and_resumes_at_the_failed_task() {
         )
         .await;
     assert_eq!(failures, 1);
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

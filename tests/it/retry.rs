@@ -52,8 +52,8 @@ async fn after_the_last_attempt_a_job_is_parked_with_its_reason() {
     assert_eq!(text(&properties, "cliquet-task"), "Step b (2/3)");
     assert_eq!(text(&properties, "cliquet-attempts"), "3");
     assert_eq!(text(&properties, "cliquet-generation"), "3");
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,8 +206,8 @@ async fn bad_input_is_parked_at_once_with_its_body_untouched() {
         properties.correlation_id().as_ref().map(|id| id.as_str()),
         Some("mine")
     );
-    worker.stop().await;
     stage.queues_are_empty().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -314,9 +314,7 @@ async fn a_write_that_dies_in_flight_is_fenced_when_the_job_was_taken_meanwhile(
     let bob = database.worker("bob").await;
     stale(&database, &ada).await;
     let id: uuid::Uuid = database.value("SELECT id FROM cliquet.jobs").await;
-    let message = ada
-        .ledger
-        .message(JobId(id))
+    let message = crate::ledger::message(ada.ledger.desk(), JobId(id))
         .await
         .unwrap()
         .unwrap()
@@ -394,21 +392,6 @@ async fn what_is_asked_of_closed_lanes_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn updates_on_the_hot_path_stay_heap_only() {
-    // Old versions are cleared away at the next look at a page, unless a transaction is still ending that may see them; a
-    // disk kept busy by others can spoil a round. An index on the wrong column, or a page without room, spoils every one.
-    let mut rounds = Vec::new();
-    for _ in 0..10 {
-        let round = heap_only_updates().await;
-        if round.iter().all(|&(_, percent)| percent >= 95) {
-            return;
-        }
-        rounds.push(round);
-    }
-    panic!("heap-only updates, in percent: {rounds:?}");
-}
-
-/// How many of the updates of 512 jobs of five tasks stay on their page, in percent.
-async fn heap_only_updates() -> [(&'static str, i64); 2] {
     let database = Database::new().await;
     let quick = format!(
         "ALTER DATABASE {} SET synchronous_commit = off",
@@ -432,18 +415,28 @@ async fn heap_only_updates() -> [(&'static str, i64); 2] {
     }
     drop(ada);
     // Sessions count their last updates when they end.
-    until("all updates are counted", async || {
+    until("the lanes have ended", async || {
         database
-            .value("SELECT bool_and(n_tup_upd >= CASE relname WHEN 'jobs' THEN 512 ELSE 512 * 9 END)
-                      FROM pg_stat_user_tables WHERE schemaname = 'cliquet' AND relname IN ('jobs', 'tasks')")
+            .value("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'cliquet ada lane %'")
             .await
     })
     .await;
-    let percent = async |table: &'static str| {
-        let sql = format!(
-            "SELECT n_tup_hot_upd * 100 / n_tup_upd FROM pg_stat_user_tables WHERE schemaname = 'cliquet' AND relname = '{table}'"
+    for (table, updates) in [("jobs", 512), ("tasks", 512 * 9)] {
+        let counts = |column: &str| {
+            format!(
+                "SELECT {column} FROM pg_stat_user_tables WHERE schemaname = 'cliquet' AND relname = '{table}'"
+            )
+        };
+        until("all updates are counted", async || {
+            database.value::<i64>(&counts("n_tup_upd")).await >= updates
+        })
+        .await;
+        let hot: i64 = database.value(&counts("n_tup_hot_upd")).await;
+        // One lane whose commits wait for no disk has all of them on their page. With an index on what is updated it would be
+        // none, and on pages without room every second.
+        assert!(
+            hot * 100 >= updates * 80,
+            "{table}: {hot} of {updates} updates were heap-only"
         );
-        (table, database.value(&sql).await)
-    };
-    [percent("jobs").await, percent("tasks").await]
+    }
 }

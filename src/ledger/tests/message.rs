@@ -16,7 +16,10 @@ async fn a_stored_message_is_the_publishers() {
     let claimed = ada.claimed(&message).await;
     ada.fail(stand(&message, &claimed)).await;
 
-    let stored = ada.ledger.message(message.id).await.unwrap().unwrap();
+    let stored = crate::ledger::message(ada.ledger.desk(), message.id)
+        .await
+        .unwrap()
+        .unwrap();
 
     assert_eq!(stored.message.fingerprint, message.fingerprint);
     assert_eq!(stored.message.encode(), message.encode());
@@ -31,7 +34,9 @@ async fn a_stored_message_is_the_publishers() {
 async fn a_job_that_nobody_knows_has_no_message() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;
-    let nobody = ada.ledger.message(JobId::new()).await.unwrap();
+    let nobody = crate::ledger::message(ada.ledger.desk(), JobId::new())
+        .await
+        .unwrap();
     assert!(nobody.is_none());
 }
 
@@ -44,7 +49,7 @@ async fn a_stored_job_that_cannot_be_read_says_why() {
     database
         .run(r#"UPDATE cliquet.tasks SET input = '"\u0000"'"#)
         .await;
-    match ada.ledger.message(message.id).await {
+    match crate::ledger::message(ada.ledger.desk(), message.id).await {
         Err(LedgerError::Schema(sentence)) => {
             assert!(
                 sentence.contains(&message.id.to_string()) && sentence.contains("NUL"),

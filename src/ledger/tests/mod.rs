@@ -486,9 +486,10 @@ pub(super) async fn until<F: Future<Output = bool>>(what: &str, mut look: impl F
 }
 
 /// Makes a worker's heartbeat too old, while its lock is held.
+/// Its patience is short, since no silence counts for longer than Postgres itself has been up.
 pub(super) async fn stale(database: &Database, worker: &Worker) {
     let sql = format!(
-        "UPDATE cliquet.workers SET seen_at = clock_timestamp() - interval '1 day' WHERE id = {}",
+        "UPDATE cliquet.workers SET seen_at = clock_timestamp() - interval '1 day', patience = '1 second' WHERE id = {}",
         worker.id()
     );
     database.run(&sql).await;

@@ -88,7 +88,10 @@ max = "1s"
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(Uuid::new_v4().to_string());
         fs::create_dir_all(&folder).unwrap();
         let kept = |name: &str| Some((name.to_owned(), std::env::var(name).ok()?));
-        let environment = ["PATH", "HOME"].into_iter().filter_map(kept).collect();
+        let environment = ["PATH", "HOME", "LLVM_PROFILE_FILE"]
+            .into_iter()
+            .filter_map(kept)
+            .collect();
         Self {
             folder,
             environment,
