@@ -287,3 +287,79 @@ async fn what_waits_on_the_rungs_is_not_read() {
         "{plan}"
     );
 }
+
+#[tokio::test]
+async fn a_silence_since_postgres_began_is_no_death() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let message = job_of(1);
+    ada.claimed(&message).await;
+    database
+        .run(
+            "UPDATE cliquet.workers SET patience = clock_timestamp() - pg_postmaster_start_time() + interval '1 hour',
+                    seen_at = pg_postmaster_start_time() - interval '2 hours' WHERE name = 'ada'",
+        )
+        .await;
+    assert!(matches!(bob.claim(&message).await, Answer::Busy));
+    assert_eq!(abandoned(&bob).await, []);
+}
+
+#[tokio::test]
+async fn what_is_enqueued_does_not_wait_behind_a_backlog() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    database
+        .run(
+            "INSERT INTO cliquet.jobs (id, epoch, generation, sent, next_attempt_at, total, status, queue, kind, payload)
+             SELECT gen_random_uuid(), 0, 0, 0, now() - interval '1 hour', 1, 'PENDING', 'jobs', 'test', 'null' FROM generate_series(1, 700)",
+        )
+        .await;
+    let message = job_of(1);
+    enqueue(&database, &message).await;
+    let owed = owed(&ada, MINUTE).await;
+    assert!(owed.contains(&Owed {
+        job: message.id,
+        generation: Generation(0),
+        what: What::Enqueued
+    }));
+    assert_eq!(owed.len(), 501);
+}
+
+#[tokio::test]
+async fn a_job_that_was_late_for_long_is_put_off_for_as_long() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let hour = due_for(&database, &ada, 3600).await;
+    let week = due_for(&database, &ada, 7 * 24 * 3600).await;
+    let mut reconciling = alone(&ada).await;
+    reconciling
+        .put_off(&[hour.id, week.id], MINUTE)
+        .await
+        .unwrap();
+    reconciling.end().await;
+    for (message, hours) in [(hour, 1.0), (week, 6.0)] {
+        let due = database.job(message.id).await.due_in.unwrap() / 3600.0;
+        assert!((due - hours).abs() < 0.1, "{due} instead of {hours} hours");
+    }
+}
+
+#[tokio::test]
+async fn what_could_never_be_sent_is_given_up_with_the_reason() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let (broken, held) = (job_of(1), job_of(1));
+    enqueue(&database, &broken).await;
+    ada.claimed(&held).await;
+    let mut reconciling = alone(&ada).await;
+    for message in [&broken, &held] {
+        reconciling.condemn(message.id, "no job").await.unwrap();
+    }
+    reconciling.end().await;
+    let job = database.job(broken.id).await;
+    assert_eq!(
+        (job.status.as_str(), job.error.as_deref()),
+        ("FAILED", Some("no job"))
+    );
+    assert_eq!(database.job(held.id).await.status, "PROCESSING");
+    assert_eq!(owed(&ada, Duration::ZERO).await, []);
+}

@@ -391,9 +391,14 @@ async fn what_is_asked_of_closed_lanes_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_index_makes_an_update_on_the_hot_path_cold() {
+async fn updates_on_the_hot_path_stay_heap_only() {
     let database = Database::new().await;
-    let ada = Arc::new(database.worker_with("ada", 2).await);
+    let quick = format!(
+        "ALTER DATABASE {} SET synchronous_commit = off",
+        database.name
+    );
+    database.run(&quick).await;
+    let ada = Arc::new(database.worker("ada").await);
     let runs: Vec<_> = (0..8)
         .map(|_| {
             let ada = ada.clone();
@@ -427,10 +432,10 @@ async fn no_index_makes_an_update_on_the_hot_path_cold() {
         })
         .await;
         let hot: i64 = database.value(&counts("n_tup_hot_upd")).await;
-        // With an index on what is updated it would be none. How near it comes to all depends on how soon pages are
-        // pruned, hence on what else the machine does: that is for a benchmark to say.
+        // One lane whose commits wait for no disk has all of them on their page. With an index on what is updated it would be
+        // none, and on pages without room every second.
         assert!(
-            hot * 2 >= updates,
+            hot * 100 >= updates * 80,
             "{table}: {hot} of {updates} updates were heap-only"
         );
     }

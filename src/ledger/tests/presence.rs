@@ -83,7 +83,7 @@ async fn a_beat_names_a_run_whose_job_is_held_no_more() {
 async fn a_worker_that_lost_its_session_is_absent_until_it_has_its_lock_again() {
     let database = Database::new().await;
     let mut ada = database.worker("ada").await;
-    let (id, mut present) = (ada.id(), ada.presence.watch());
+    let (id, present) = (ada.id(), ada.presence.watch());
     let (locked, _) = times(&database, &ada).await;
     database.terminate("cliquet ada heartbeat").await;
     // Somebody tries the lock for long, so that the worker has to wait for it.
@@ -97,7 +97,7 @@ async fn a_worker_that_lost_its_session_is_absent_until_it_has_its_lock_again() 
         ada.presence.beat(&[]).await;
         ada
     });
-    present.wait_for(|present| !present).await.unwrap();
+    until("the worker is absent", async || !*present.borrow()).await;
     database.blocked(1).await;
     assert!(!*present.borrow());
     on(&mut claimer, "SELECT pg_advisory_unlock_all()").await;

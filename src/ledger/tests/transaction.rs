@@ -372,3 +372,21 @@ async fn a_transaction_that_nobody_ended_does_not_go_back_to_the_pool() {
         (0, 0)
     );
 }
+
+#[tokio::test]
+async fn a_nested_transaction_left_open_keeps_nothing() {
+    let database = Database::new().await;
+    let (_ada, message, stand, transaction) = running(&database).await;
+    order(&transaction, 1).await;
+    let mut tx = transaction.begin().await.unwrap();
+    std::mem::forget(sqlx::Acquire::begin(&mut *tx).await.unwrap());
+    drop(tx);
+    let committed = commit(&transaction, stand).await;
+    assert!(matches!(committed, Committed::No(_)), "{committed:?}");
+    no_handler_sessions(&database).await;
+    assert_eq!(orders(&database).await, 0);
+    assert_eq!(
+        database.statuses(message.id).await,
+        ["PROCESSING", "PENDING"]
+    );
+}
