@@ -5,7 +5,7 @@
 //! next claim finds it so; after it, the next claim begins at k+1.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, Postgres, Row, pool::PoolConnection};
+use sqlx::{PgConnection, Postgres, Row, pool::PoolConnection, postgres::PgRow};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
@@ -164,27 +164,40 @@ impl Verb for Advance {
             )
             .fetch_all(&mut *connection)
             .await?;
-        let mut answers: Vec<Option<Written>> = vec![None; group.len()];
-        for row in rows {
-            if let Ok(index) = ids.binary_search(&row.try_get("job_id")?) {
-                answers[index] = Some(Written::Committed);
-            }
-        }
-        // Whoever changed no row is fenced, or was committed by a write whose answer was lost.
-        let missed: Vec<_> = (0..group.len())
-            .filter(|&index| answers[index].is_none())
-            .collect();
-        if !missed.is_empty() {
-            let stands: Vec<_> = missed.iter().map(|&index| group[index].stand).collect();
-            for (index, fate) in missed
-                .into_iter()
-                .zip(fates(connection, &stands, "SUCCESS").await?)
-            {
-                answers[index] = fate;
-            }
-        }
-        Ok(answers)
+        let stands: Vec<_> = group.iter().map(|advance| advance.stand).collect();
+        written(connection, &rows, &stands, "SUCCESS").await
     }
+}
+
+/// Which of a group's writes took effect: `rows` name the jobs whose rows were changed, `stands` are sorted by job.
+///
+/// Whoever changed no row is fenced, or was committed by a write whose answer was lost, or is to be asked again.
+pub(super) async fn written(
+    connection: &mut PgConnection,
+    rows: &[PgRow],
+    stands: &[Stand],
+    wanted: &str,
+) -> Result<Vec<Option<Written>>, sqlx::Error> {
+    let mut answers: Vec<Option<Written>> = vec![None; stands.len()];
+    for row in rows {
+        let job = JobId(row.try_get("job_id")?);
+        if let Ok(index) = stands.binary_search_by_key(&job, |stand| stand.job) {
+            answers[index] = Some(Written::Committed);
+        }
+    }
+    let missed: Vec<_> = (0..stands.len())
+        .filter(|&index| answers[index].is_none())
+        .collect();
+    if !missed.is_empty() {
+        let asked: Vec<_> = missed.iter().map(|&index| stands[index]).collect();
+        for (index, fate) in missed
+            .into_iter()
+            .zip(fates(connection, &asked, wanted).await?)
+        {
+            answers[index] = fate;
+        }
+    }
+    Ok(answers)
 }
 
 /// What became of earlier writes: committed if the task ended as they wanted under their epoch and attempt, undecided

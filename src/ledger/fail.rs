@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 
 use super::{
     Holder,
-    advance::{Stand, Written, fates},
+    advance::{Stand, Written, written},
     lane::Verb,
 };
 use crate::job::JobId;
@@ -99,25 +99,8 @@ impl Verb for Fail {
             .bind(&holder.name)
             .fetch_all(&mut *connection)
             .await?;
-        let mut answers: Vec<Option<Written>> = vec![None; group.len()];
-        for row in rows {
-            if let Ok(index) = ids.binary_search(&row.try_get("job_id")?) {
-                answers[index] = Some(Written::Committed);
-            }
-        }
-        let missed: Vec<_> = (0..group.len())
-            .filter(|&index| answers[index].is_none())
-            .collect();
-        if !missed.is_empty() {
-            let stands: Vec<_> = missed.iter().map(|&index| group[index].stand).collect();
-            for (index, fate) in missed
-                .into_iter()
-                .zip(fates(connection, &stands, "FAILED").await?)
-            {
-                answers[index] = fate;
-            }
-        }
-        Ok(answers)
+        let stands: Vec<_> = group.iter().map(|fail| fail.stand).collect();
+        written(connection, &rows, &stands, "FAILED").await
     }
 }
 
