@@ -83,8 +83,9 @@ UPDATE cliquet.jobs
 
 const CONDEMN: &str = r"
 UPDATE cliquet.jobs
-   SET status = 'FAILED', error = $2, finished_at = clock_timestamp(), next_attempt_at = NULL, sent = generation
- WHERE id = $1 AND status IN ('PENDING', 'RETRYING')";
+   SET status = 'FAILED', error = CASE status WHEN 'FAILED' THEN error ELSE $2 END,
+       finished_at = coalesce(finished_at, clock_timestamp()), next_attempt_at = NULL, sent = generation
+ WHERE id = $1 AND status IN ('PENDING', 'RETRYING', 'FAILED')";
 
 /// The right to reconcile a queue; it ends with [`Reconciling::end`], or with the connection.
 pub(crate) struct Reconciling {

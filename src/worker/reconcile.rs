@@ -24,6 +24,7 @@ const QUEUED: Duration = Duration::from_secs(600);
 const AGAIN: Duration = Duration::from_secs(60);
 /// The first pause before the message of an abandoned job is sent once more.
 const FIRST_AGAIN: Duration = Duration::from_millis(500);
+
 /// Looks again and again until `stop`.
 pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
     let mut memory = Memory::default();
@@ -91,7 +92,15 @@ async fn look_alone(
         if stop.is_cancelled() {
             break;
         }
-        match (send(crew, reconciling, owed).await?, owed.what) {
+        // What was sent before a fault is put off all the same, or the next look would send it again.
+        let looked = match send(crew, reconciling, owed).await {
+            Ok(looked) => looked,
+            Err(error) => {
+                let _ = reconciling.put_off(&looked_after, AGAIN).await;
+                return Err(error);
+            }
+        };
+        match (looked, owed.what) {
             (Looked::Sent, What::Abandoned) => {
                 let (last, times) = memory
                     .abandoned
