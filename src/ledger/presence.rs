@@ -75,8 +75,19 @@ impl Presence {
         let pauses = RetryPolicy::reconnecting(Duration::from_secs(5));
         let mut failures = 0;
         loop {
-            let error = match super::check(address).await {
-                Ok(()) => match Self::register(address, about).await {
+            // Neither owns a transaction, and a connection that does not answer is dropped.
+            let begun = async {
+                super::check(address).await?;
+                Ok(Self::register(address, about).await)
+            };
+            let begun = timeout(NO_ANSWER * 3, begun).await.unwrap_or_else(|_| {
+                Err(LedgerError::Unavailable(format!(
+                    "no answer from Postgres at {address} for {} s",
+                    (NO_ANSWER * 3).as_secs()
+                )))
+            });
+            let error = match begun {
+                Ok(registered) => match registered {
                     Ok(presence) => {
                         if failures > 0 {
                             info!(database = %address, failures, "Postgres is there; the worker begins");
