@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! decode ─► claim ─► run ─► settle
-//!   │bad      │Finished, Stale, Mine, Busy, Superseded …
-//!   ▼         ▼
-//!  park     acknowledge / send the successor / short rung
+//!   │bad      │Finished, Stale, Mine │ Superseded         │ Busy, Suspect
+//!   ▼         ▼                      ▼                    ▼
+//!  park     acknowledge            send the successor   wait on a short rung
 //! ```
+//!
+//! What each answer means stands in the crate documentation's table; what follows from it in [`settlement`](super::settlement).
 
 use std::{sync::Arc, time::Duration};
 
