@@ -363,3 +363,19 @@ async fn what_could_never_be_sent_is_given_up_with_the_reason() {
     assert_eq!(database.job(held.id).await.status, "PROCESSING");
     assert_eq!(owed(&ada, Duration::ZERO).await, []);
 }
+
+#[tokio::test]
+async fn what_was_given_up_and_can_never_be_parked_keeps_its_reason_and_is_owed_no_more() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = job_of(1);
+    let claimed = ada.claimed(&message).await;
+    ada.give_up(stand(&message, &claimed)).await;
+    let before = database.job(message.id).await.error;
+    assert_eq!(owed(&ada, Duration::ZERO).await.len(), 1);
+    let mut reconciling = alone(&ada).await;
+    reconciling.condemn(message.id, "no job").await.unwrap();
+    reconciling.end().await;
+    assert_eq!(database.job(message.id).await.error, before);
+    assert_eq!(owed(&ada, Duration::ZERO).await, []);
+}
