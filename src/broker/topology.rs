@@ -17,7 +17,7 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use lapin::{
-    options::QueueDeclareOptions,
+    options::{QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use serde_json::{Map, Value, json};
@@ -226,6 +226,21 @@ impl Topology {
         declared
     }
 
+    /// Deletes every queue, with whatever is in it. One that is not there is no error.
+    ///
+    /// # Errors
+    /// `Denied` for one that the user may not delete, `Refused` or `Unreachable` when there is no connection.
+    pub async fn delete(&self, address: &Address, identity: &Identity) -> Result<(), BrokerError> {
+        let link = Link::open(address, identity, "delete").await?;
+        let deleted = stream::iter(self.queues())
+            .map(|queue| delete_one(&link, queue))
+            .buffered(DECLARED_AT_ONCE)
+            .try_collect()
+            .await;
+        link.close().await;
+        deleted
+    }
+
     /// Looks at every queue and changes none: is it there, is it as it must be, how many messages wait in it? In the
     /// order of [`places`](Self::places).
     ///
@@ -303,6 +318,17 @@ async fn declare_one(
         .await
         .map_err(trouble)?;
     Ok((declared.message_count(), declared.consumer_count()))
+}
+
+async fn delete_one(link: &Link, queue: QueueSpec) -> Result<(), BrokerError> {
+    let trouble = |trouble| link.queue_trouble(&queue.name, || remedy(&queue), trouble);
+    let channel = link.channel().await?;
+    // A name that does not fit was refused when the topology was made.
+    let name = ShortString::try_new(queue.name.as_str()).unwrap_or_default();
+    answer(channel.queue_delete(name, QueueDeleteOptions::default()))
+        .await
+        .map(|_| ())
+        .map_err(trouble)
 }
 
 /// Finding does not compare arguments and declaring does, so a queue that was found is declared as it must be: the

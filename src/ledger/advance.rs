@@ -255,7 +255,7 @@ pub(crate) enum Committed {
 
 impl Advance {
     /// Writes the SUCCESS in the handler's own transaction and commits it, so that both are there or neither.
-    pub(crate) async fn commit_with(&self, mut transaction: PoolConnection<Postgres>) -> Committed {
+    pub(super) async fn commit_with(&self, mut transaction: PoolConnection<Postgres>) -> Committed {
         let stand = self.stand;
         // A commit would only release the savepoint of an inner transaction that the handler forgot.
         if Manager::get_transaction_depth(&transaction) != 1 {

@@ -26,6 +26,7 @@ use super::{
     fail::Fail,
     release::Release,
     sent::Sent,
+    tally::Tally,
 };
 use crate::{job::JobId, retry::RetryPolicy};
 
@@ -107,6 +108,7 @@ impl Lanes {
         address: &LedgerAddress,
         holder: &Arc<Holder>,
         count: usize,
+        tally: &Arc<Tally>,
     ) -> (Self, Vec<JoinHandle<()>>) {
         let (senders, tasks) = (1..=count.max(1))
             .map(|number| {
@@ -116,6 +118,7 @@ impl Lanes {
                     holder: holder.clone(),
                     number,
                     connection: None,
+                    tally: tally.clone(),
                 };
                 (sender, tokio::spawn(lane.run(inbox)))
             })
@@ -161,6 +164,7 @@ struct Lane {
     holder: Arc<Holder>,
     number: usize,
     connection: Option<PgConnection>,
+    tally: Arc<Tally>,
 }
 
 impl Lane {
@@ -271,6 +275,7 @@ impl Lane {
                 Ok(connection) => {
                     match timeout(NO_ANSWER, V::write(connection, &holder, &verbs)).await {
                         Ok(Ok(answers)) => {
+                            self.tally.committed();
                             if failures > 0 {
                                 info!(
                                     lane = self.number,

@@ -1,6 +1,7 @@
 //! Postgres: the single source of truth, and the only place that writes SQL.
 
 mod advance;
+mod bench;
 mod cancel;
 mod claim;
 mod connect;
@@ -13,6 +14,7 @@ mod read;
 mod release;
 mod schema;
 mod sent;
+mod tally;
 mod transaction;
 
 #[cfg(test)]
@@ -20,7 +22,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::PgPool;
+use sqlx::{PgPool, Postgres, pool::PoolConnection};
 use tokio::time::{sleep, timeout};
 
 pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
@@ -33,11 +35,13 @@ pub use schema::{MigrationState, check, migrate};
 pub use transaction::{HandlerTransaction, Transaction};
 
 pub(crate) use advance::{Advance, Committed, Next, Stand, Written, roll_back};
+pub(crate) use bench::{Audit, Bench, Updates, Watcher, write_effect};
 pub(crate) use claim::{Answer, Claim, Claimed, Way};
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
 pub(crate) use presence::{About, Presence};
 use release::Release;
+pub(crate) use tally::Tally;
 
 use crate::{
     job::{Epoch, Generation, JobId},
@@ -103,6 +107,7 @@ pub(crate) struct Ledger {
     /// For the reconciler and for questions after a fault: never behind the handlers.
     desk: PgPool,
     holder: Arc<Holder>,
+    tally: Arc<Tally>,
 }
 
 impl Ledger {
@@ -113,15 +118,17 @@ impl Ledger {
         holder: Arc<Holder>,
         lanes: usize,
         handler_connections: u32,
+        tally: Arc<Tally>,
     ) -> Self {
         let pool = address.handlers_pool(&holder.name, handler_connections);
         let desk = address.pool(&format!("{} desk", holder.name), DESK);
-        let (lanes, _running) = lane::Lanes::start(address, &holder, lanes);
+        let (lanes, _running) = lane::Lanes::start(address, &holder, lanes, &tally);
         Self {
             lanes,
             pool,
             desk,
             holder,
+            tally,
         }
     }
 
@@ -147,6 +154,19 @@ impl Ledger {
     /// A task ended well.
     pub(crate) async fn advance(&self, advance: Advance) -> Result<Written, LedgerError> {
         self.lanes.write(advance).await
+    }
+
+    /// A task ended well, with what its handler wrote.
+    pub(crate) async fn commit_with(
+        &self,
+        advance: &Advance,
+        transaction: PoolConnection<Postgres>,
+    ) -> Committed {
+        let committed = advance.commit_with(transaction).await;
+        if matches!(committed, Committed::Yes) {
+            self.tally.committed();
+        }
+        committed
     }
 
     /// An attempt failed.

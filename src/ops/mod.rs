@@ -6,6 +6,7 @@
 //!
 //! Addresses are never given as options: they hold passwords, and options are seen by everyone in `ps`.
 
+mod bench;
 mod cancel;
 mod failure;
 mod jobs;
@@ -108,6 +109,12 @@ enum Command {
     Cancel(cancel::Cancel),
     /// Bring the database up to date; safe to call at any time
     Migrate,
+    /// Measure what these services do with this worker
+    #[command(after_help = bench::HELP)]
+    Bench(bench::Bench),
+    /// The worker of a benchmark: a process of its own, so that it is measured alone
+    #[command(hide = true)]
+    BenchWorker(bench::BenchWorker),
     /// Make or look at the queues in RabbitMQ
     #[command(after_help = topology::HELP)]
     Topology(topology::Topology),
@@ -145,6 +152,8 @@ impl Cli {
             Command::Retry(command) => command.run(desk).await,
             Command::Cancel(command) => command.run(desk).await,
             Command::Migrate => migrate::run(desk).await,
+            Command::Bench(command) => command.run(desk).await,
+            Command::BenchWorker(command) => command.run(desk).await,
             Command::Topology(command) => command.run(desk).await,
         }
     }
@@ -152,6 +161,8 @@ impl Cli {
 
 /// What every command works with: the settings, and where its data goes.
 struct Desk {
+    /// The file of settings, when one was named.
+    file: Option<PathBuf>,
     config: Config,
     json: bool,
     output: Output,
@@ -162,6 +173,7 @@ impl Desk {
         let config = Config::load(common.config.as_deref(), &environment())
             .map_err(|error| Failure::usage(error.to_string()))?;
         Ok(Self {
+            file: common.config.clone(),
             config,
             json: common.json,
             output: Output::default(),

@@ -1,6 +1,6 @@
 //! How a worker is put together.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -144,6 +144,7 @@ impl Builder {
             config: self.config,
             registry: self.registry,
             state: self.state,
+            tally: Arc::default(),
         })
     }
 

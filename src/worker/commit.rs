@@ -37,7 +37,7 @@ pub(super) async fn commit(
             Err(_) => Ok(Written::Fenced),
         };
     };
-    match advance.commit_with(transaction).await {
+    match crew.ledger.commit_with(&advance, transaction).await {
         Committed::Yes => Ok(Written::Committed),
         Committed::Fenced => Ok(Written::Fenced),
         Committed::No(sentence) => Err(TaskError::retry(format!(

@@ -32,7 +32,7 @@ pub use builder::{Builder, WorkerError};
 use crate::{
     broker::{Address, Consumer, Identity, Publisher, Topology},
     config::{Config, host},
-    ledger::{About, Ledger, LedgerAddress, Presence},
+    ledger::{About, Ledger, LedgerAddress, Presence, Tally},
     task::{Registry, State},
 };
 use in_hand::InHand;
@@ -49,12 +49,18 @@ pub struct Worker {
     topology: Topology,
     registry: Registry,
     state: State,
+    tally: Arc<Tally>,
 }
 
 impl Worker {
     /// Begins with the defaults, and with `AMQP_URL` and `DATABASE_URL` from the environment.
     pub fn builder() -> Builder {
         Builder::new()
+    }
+
+    /// What its ledger does, counted while it runs.
+    pub(crate) fn tally(&self) -> Arc<Tally> {
+        self.tally.clone()
     }
 
     /// Runs until the process is asked to stop (SIGTERM or SIGINT), then drains: it takes no more deliveries, lets each
@@ -135,6 +141,7 @@ impl Worker {
             topology,
             registry,
             state,
+            tally,
         } = self;
         let about = About {
             name: config.name.clone(),
@@ -151,6 +158,7 @@ impl Worker {
             presence.holder(),
             config.lanes,
             config.handler_connections,
+            tally,
         );
         // Before anything that may wait for long: a worker that is registered and silent is taken for dead.
         let (in_hand, present, stop) = (

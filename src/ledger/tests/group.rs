@@ -381,7 +381,12 @@ async fn a_lane_that_postgres_keeps_waiting_for_a_row_repeats_the_write() {
 async fn what_is_asked_of_closed_lanes_says_so() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;
-    let (lanes, tasks) = lane::Lanes::start(&database.address, &ada.presence.holder(), 1);
+    let (lanes, tasks) = lane::Lanes::start(
+        &database.address,
+        &ada.presence.holder(),
+        1,
+        &Arc::default(),
+    );
     for task in tasks {
         task.abort();
         let _ = task.await;

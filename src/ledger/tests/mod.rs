@@ -183,7 +183,7 @@ impl Database {
         };
         let presence = Presence::begin(&self.address, &about).await.unwrap();
         Worker {
-            ledger: Ledger::open(&self.address, presence.holder(), lanes, 4),
+            ledger: Ledger::open(&self.address, presence.holder(), lanes, 4, Arc::default()),
             presence,
         }
     }

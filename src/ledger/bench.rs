@@ -1,0 +1,304 @@
+//! What `cliquet bench` needs of Postgres: its rows are told apart by their queue, looked at as any reader would, counted
+//! when all is over, and removed.
+
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use super::{
+    LedgerError,
+    connect::{LedgerAddress, sentence},
+    transaction::Transaction,
+};
+use crate::job::{JobId, Position};
+
+/// How many jobs are removed in one transaction.
+const REMOVED_AT_ONCE: i64 = 2_000;
+
+/// A benchmark's own connection. While it is open, no other benchmark may use the queue.
+pub(crate) struct Bench {
+    connection: PgConnection,
+    address: LedgerAddress,
+    queue: String,
+}
+
+/// What the ledger holds of a benchmark's jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Audit {
+    /// Jobs of the queue.
+    pub(crate) jobs: i64,
+    /// Those that are SUCCESS, after one claim.
+    pub(crate) jobs_done_once: i64,
+    /// Their tasks.
+    pub(crate) tasks: i64,
+    /// Those that are SUCCESS, in their first and only attempt.
+    pub(crate) tasks_done_once: i64,
+    /// Failures and crashes that were recorded.
+    pub(crate) failures: i64,
+    /// What handlers wrote through their transactions: rows, and different tasks among them.
+    pub(crate) effects: i64,
+    pub(crate) effects_distinct: i64,
+    /// From the first claim to the last SUCCESS, by the database's clock.
+    pub(crate) seconds: f64,
+}
+
+/// How the updates of a table found room: heap-only ones leave every index alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Updates {
+    /// All updates since the counters began.
+    pub(crate) all: i64,
+    /// Heap-only ones.
+    pub(crate) heap_only: i64,
+    /// Dead rows that wait for autovacuum now, as Postgres estimates them.
+    pub(crate) dead_rows: i64,
+}
+
+const AUDIT: &str = r"
+WITH job AS MATERIALIZED (
+    SELECT id, status, attempts, epoch, created_at, finished_at FROM cliquet.jobs WHERE queue = $1 AND id >= $2
+), task AS (
+    SELECT count(*) AS tasks, count(*) FILTER (WHERE task.status = 'SUCCESS' AND task.attempt = 1 AND task.crashes = 0) AS once
+      FROM cliquet.tasks task WHERE task.job_id IN (SELECT job.id FROM job)
+)
+SELECT (SELECT count(*) FROM job) AS jobs,
+       (SELECT count(*) FROM job WHERE status = 'SUCCESS' AND attempts = 1 AND epoch = 1) AS jobs_done_once,
+       task.tasks, task.once AS tasks_done_once,
+       (SELECT count(*) FROM cliquet.failures WHERE job_id IN (SELECT job.id FROM job)) AS failures,
+       (SELECT coalesce(extract(epoch FROM max(finished_at) - min(created_at)), 0)::float8 FROM job) AS seconds
+  FROM task";
+
+const REMOVE: &str = r"
+WITH job AS MATERIALIZED (
+    SELECT id FROM cliquet.jobs WHERE queue = $1 AND id >= $2 ORDER BY id LIMIT $3
+), tasks AS (
+    DELETE FROM cliquet.tasks WHERE job_id IN (SELECT job.id FROM job)
+), failures AS (
+    DELETE FROM cliquet.failures WHERE job_id IN (SELECT job.id FROM job)
+)
+DELETE FROM cliquet.jobs WHERE id IN (SELECT job.id FROM job) RETURNING id";
+
+impl Bench {
+    /// Connects, and keeps other benchmarks from this queue for as long as the connection lives.
+    ///
+    /// # Errors
+    /// `Refused` when a benchmark is at work on this queue, `Unavailable` or `Denied` as everywhere.
+    pub(crate) async fn begin(address: &LedgerAddress, queue: &str) -> Result<Self, LedgerError> {
+        let unavailable = |error: sqlx::Error| LedgerError::unavailable(address, &error);
+        let mut connection = PgConnection::connect_with(&address.options("bench"))
+            .await
+            .map_err(unavailable)?;
+        let alone: bool = sqlx::query("SELECT pg_try_advisory_lock(hashtextextended($1, 0))")
+            .bind(format!("cliquet bench {queue}"))
+            .fetch_one(&mut connection)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(unavailable)?;
+        if !alone {
+            return Err(LedgerError::Refused(format!(
+                "a benchmark is at work on the queue {queue} already; wait for its end, or give this one another --name"
+            )));
+        }
+        Ok(Self {
+            connection,
+            address: address.clone(),
+            queue: queue.to_owned(),
+        })
+    }
+
+    /// Makes the table that transaction handlers write to.
+    pub(crate) async fn make_effects(&mut self) -> Result<(), LedgerError> {
+        // `CREATE … IF NOT EXISTS` would ask for the right to create even where the table is there.
+        let made = async {
+            if !self.has_effects().await? {
+                sqlx::query(
+                    "CREATE TABLE cliquet.bench_effects (job_id uuid NOT NULL, position integer NOT NULL)",
+                )
+                .execute(&mut self.connection)
+                .await?;
+            }
+            Ok(())
+        };
+        let made = made.await;
+        self.told(made)
+    }
+
+    async fn has_effects(&mut self) -> Result<bool, sqlx::Error> {
+        sqlx::query("SELECT to_regclass('cliquet.bench_effects') IS NOT NULL")
+            .fetch_one(&mut self.connection)
+            .await?
+            .try_get(0)
+    }
+
+    /// How many jobs of the queue, from `first` on, are not SUCCESS yet, and how many are known at all.
+    pub(crate) async fn remaining(&mut self, first: JobId) -> Result<(i64, i64), LedgerError> {
+        let counted = sqlx::query(
+            "SELECT count(*) FILTER (WHERE status <> 'SUCCESS') AS remaining, count(*) AS known
+               FROM cliquet.jobs WHERE queue = $1 AND id >= $2",
+        )
+        .bind(&self.queue)
+        .bind(first.0)
+        .fetch_one(&mut self.connection)
+        .await
+        .and_then(|row| Ok((row.try_get("remaining")?, row.try_get("known")?)));
+        self.told(counted)
+    }
+
+    /// Counts what became of the jobs from `first` on.
+    pub(crate) async fn audit(&mut self, first: JobId) -> Result<Audit, LedgerError> {
+        let counted = async {
+            let row = sqlx::query(AUDIT)
+                .bind(&self.queue)
+                .bind(first.0)
+                .fetch_one(&mut self.connection)
+                .await?;
+            let mut audit = Audit {
+                jobs: row.try_get("jobs")?,
+                jobs_done_once: row.try_get("jobs_done_once")?,
+                tasks: row.try_get("tasks")?,
+                tasks_done_once: row.try_get("tasks_done_once")?,
+                failures: row.try_get("failures")?,
+                seconds: row.try_get("seconds")?,
+                ..Audit::default()
+            };
+            if self.has_effects().await? {
+                let row = sqlx::query(
+                    "SELECT count(*) AS effects, count(DISTINCT (job_id, position)) AS effects_distinct
+                       FROM cliquet.bench_effects WHERE job_id >= $1",
+                )
+                .bind(first.0)
+                .fetch_one(&mut self.connection)
+                .await?;
+                audit.effects = row.try_get("effects")?;
+                audit.effects_distinct = row.try_get("effects_distinct")?;
+            }
+            Ok(audit)
+        };
+        let counted = counted.await;
+        self.told(counted)
+    }
+
+    /// The update counters of `tasks`. Postgres adds what a connection did when that ends, at the latest.
+    pub(crate) async fn updates_of_tasks(&mut self) -> Result<Updates, LedgerError> {
+        let counted = sqlx::query(
+            "SELECT n_tup_upd, n_tup_hot_upd, n_dead_tup FROM pg_stat_user_tables
+              WHERE schemaname = 'cliquet' AND relname = 'tasks'",
+        )
+        .fetch_one(&mut self.connection)
+        .await
+        .and_then(|row| {
+            Ok(Updates {
+                all: row.try_get("n_tup_upd")?,
+                heap_only: row.try_get("n_tup_hot_upd")?,
+                dead_rows: row.try_get("n_dead_tup")?,
+            })
+        });
+        self.told(counted)
+    }
+
+    /// Removes the jobs of the queue from `first` on (all, without one), a few thousand at a time, and tells how many each
+    /// time. The worker's row goes too.
+    pub(crate) async fn remove(
+        &mut self,
+        first: Option<JobId>,
+        mut removed: impl FnMut(usize),
+    ) -> Result<(), LedgerError> {
+        let all = async {
+            let mut from = first.map_or(Uuid::nil(), |first| first.0);
+            loop {
+                let rows = sqlx::query(REMOVE)
+                    .bind(&self.queue)
+                    .bind(from)
+                    .bind(REMOVED_AT_ONCE)
+                    .fetch_all(&mut self.connection)
+                    .await?;
+                removed(rows.len());
+                for row in &rows {
+                    from = from.max(row.try_get("id")?);
+                }
+                if (rows.len() as i64) < REMOVED_AT_ONCE {
+                    break;
+                }
+            }
+            if self.has_effects().await? {
+                sqlx::query("DROP TABLE cliquet.bench_effects")
+                    .execute(&mut self.connection)
+                    .await?;
+            }
+            sqlx::query("DELETE FROM cliquet.workers WHERE queue = $1")
+                .bind(&self.queue)
+                .execute(&mut self.connection)
+                .await?;
+            Ok(())
+        };
+        let all = all.await;
+        self.told(all)
+    }
+
+    /// A reader of its own: see [`Watcher`].
+    pub(crate) async fn watcher(&self) -> Result<Watcher, LedgerError> {
+        // Its one statement is to use the index also while the tables have no statistics.
+        let options = self.address.writer_options("bench watcher");
+        let connection = PgConnection::connect_with(&options).await;
+        Ok(Watcher {
+            connection: self.told(connection)?,
+            address: self.address.clone(),
+        })
+    }
+
+    pub(crate) async fn close(self) {
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.connection.close()).await;
+    }
+
+    fn told<T>(&self, outcome: Result<T, sqlx::Error>) -> Result<T, LedgerError> {
+        outcome.map_err(|error| match error.as_database_error() {
+            Some(refusal) if refusal.code().is_some_and(|code| code == "42501") => {
+                LedgerError::Refused(format!(
+                    "a benchmark removes its rows and, with --handler transaction, makes a table; this user may not: {}. Use a user that may, or a database of its own",
+                    sentence(&error)
+                ))
+            }
+            _ => LedgerError::unavailable(&self.address, &error),
+        })
+    }
+}
+
+/// A reader that sees what any reader sees: whether a job is SUCCESS.
+pub(crate) struct Watcher {
+    connection: PgConnection,
+    address: LedgerAddress,
+}
+
+impl Watcher {
+    /// Those of the jobs that are SUCCESS.
+    pub(crate) async fn finished(&mut self, jobs: &[JobId]) -> Result<Vec<JobId>, LedgerError> {
+        let ids: Vec<_> = jobs.iter().map(|job| job.0).collect();
+        let rows =
+            sqlx::query("SELECT id FROM cliquet.jobs WHERE id = ANY ($1) AND status = 'SUCCESS'")
+                .bind(ids)
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(|error| LedgerError::unavailable(&self.address, &error))?;
+        rows.iter()
+            .map(|row| row.try_get("id").map(JobId))
+            .collect::<Result<_, _>>()
+            .map_err(|error| LedgerError::unavailable(&self.address, &error))
+    }
+}
+
+/// What a transaction handler of a benchmark writes: one row.
+///
+/// # Errors
+/// Any error of the statement.
+pub(crate) async fn write_effect(
+    transaction: &mut Transaction,
+    job: JobId,
+    position: Position,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("INSERT INTO cliquet.bench_effects (job_id, position) VALUES ($1, $2)")
+        .bind(job.0)
+        .bind(position)
+        .execute(&mut **transaction)
+        .await
+        .map(|_| ())
+}

@@ -1,0 +1,279 @@
+//! `cliquet bench`: what these services do with this worker, measured through the whole real path.
+//!
+//! The worker is a process of its own (`worker`), made and fed (`load`) as any other: its queues are RabbitMQ queues with the
+//! arguments of all others, its rows lie among everybody's rows. What is told (`report`) is counted in the ledger by the
+//! database's clock, or seen by a reader that asks for it.
+
+mod load;
+mod report;
+mod worker;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Args, ValueEnum};
+use tokio::{time::Instant, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use self::{load::Jobs, report::Report, worker::Hired};
+use super::{Desk, failure::Failure, output::note};
+use crate::{
+    broker::{Place, Publisher, Topology},
+    job::JobId,
+    ledger,
+    retry::Ladder,
+};
+
+pub(super) use worker::BenchWorker;
+
+pub(super) const HELP: &str = r#"Publishes a backlog, starts a worker and lets it work through it; then publishes
+at a steady rate and measures how long each job takes until a reader sees its
+SUCCESS. At the end it counts in the ledger that each task is SUCCESS with
+exactly one attempt, and removes its queues and rows.
+
+It uses the services of AMQP_URL and DATABASE_URL as they are: not those that
+serve customers at this moment. The settings of the worker are those of
+cliquet.toml and the environment (lanes, handler_connections …).
+
+Examples:
+  cliquet bench
+  cliquet bench --concurrency 256 --jobs 50000
+  cliquet bench --handler transaction --json | jq .tasks_per_second
+  cliquet bench --jobs 0 --rate 500 --rate-seconds 60"#;
+
+/// What every benchmark's queue begins with: nothing else is ever removed.
+const QUEUE: &str = "cliquet.bench";
+/// A worker that does nothing for so long has stalled.
+const STALLED: Duration = Duration::from_secs(60);
+/// The pause between two looks at the worker's progress.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// `cliquet bench`.
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    /// Jobs in the backlog; 0 leaves it out
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    jobs: u32,
+    /// Tasks of each job
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    tasks: u32,
+    /// Jobs in flight in the worker; that of the settings when it is not given
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=2_000))]
+    concurrency: Option<u16>,
+    /// The length of each job's payload
+    #[arg(long, default_value_t = 100, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(0..=900_000))]
+    payload_bytes: u32,
+    /// What each task does
+    #[arg(long, value_enum, default_value_t = Does::Noop)]
+    handler: Does,
+    /// Jobs published each second to measure latency; 0 leaves it out
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=20_000))]
+    rate: u32,
+    /// For how long they are published
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    rate_seconds: u32,
+    /// Uses queues and rows of this name, beside another benchmark
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    name: Option<String>,
+    /// Leaves the rows in the ledger; the next benchmark of the same name removes them
+    #[arg(long)]
+    keep_rows: bool,
+}
+
+/// What the handler of a benchmark does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Does {
+    /// Nothing
+    Noop,
+    /// Inserts one row through the task's transaction
+    Transaction,
+}
+
+impl Does {
+    /// Its name in messages, and on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Does::Noop => "noop",
+            Does::Transaction => "transaction",
+        }
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty()
+        && text.len() <= 50
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    fits.then(|| text.to_owned())
+        .ok_or_else(|| "expected 1 to 50 letters, digits, - or _".to_owned())
+}
+
+/// The delay queues of a benchmark: nothing fails in it, so one will do.
+fn ladder() -> Result<Ladder, Failure> {
+    Ladder::new([Duration::from_secs(1)]).map_err(Failure::failed)
+}
+
+impl Bench {
+    pub(super) async fn run(self, mut desk: Desk) -> Result<ExitCode, Failure> {
+        desk.config.queue = match &self.name {
+            Some(name) => format!("{QUEUE}.{name}"),
+            None => QUEUE.to_owned(),
+        };
+        desk.config.concurrency = self.concurrency.unwrap_or(desk.config.concurrency);
+        desk.config.ladder = ladder()?;
+        desk.reads().await?;
+        let (broker, identity) = (desk.broker()?, desk.identity());
+        let topology = desk.topology(&desk.config.queue)?;
+
+        let stop = CancellationToken::new();
+        tokio::spawn(interrupted(stop.clone()));
+        let mut ground = ledger::Bench::begin(&desk.database()?, &desk.config.queue).await?;
+        // What a benchmark that was killed has left.
+        ground.remove(None, |_| {}).await?;
+        topology.delete(&broker, &identity).await?;
+        topology.declare(&broker, &identity).await?;
+        if self.handler == Does::Transaction {
+            ground.make_effects().await?;
+        }
+
+        let measured = self.measure(&desk, &topology, &mut ground, &stop).await;
+        let cleaned = self.clean(&desk, &topology, &mut ground).await;
+        ground.close().await;
+        let report = measured?;
+        cleaned?;
+        report.print(&mut desk)?;
+        Ok(match report.verified {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        })
+    }
+
+    async fn measure(
+        &self,
+        desk: &Desk,
+        topology: &Topology,
+        ground: &mut ledger::Bench,
+        stop: &CancellationToken,
+    ) -> Result<Report, Failure> {
+        let jobs = Jobs::new(self.tasks, self.payload_bytes, self.handler)?;
+        let publisher = Publisher::start(
+            desk.broker()?,
+            topology.clone(),
+            desk.identity(),
+            load::IN_FLIGHT,
+            false,
+        );
+        publisher.ready().await;
+        // Every id that follows is greater.
+        let first = JobId::new();
+        let before = ground.updates_of_tasks().await?;
+
+        load::backlog(&publisher, &jobs, self.jobs, stop).await?;
+        let mut hired = Hired::start(desk, self.handler)?;
+        let mut report = Report::new(self, &desk.config);
+        if self.jobs > 0 {
+            let begun = hired.ready(stop).await?;
+            let published = self
+                .progress(&mut hired, begun.tasks, ground, first, stop)
+                .await?;
+            let ended = hired.counts()?;
+            let audit = ground.audit(first).await?;
+            report.backlog(&begun, &ended, &audit);
+            note(format_args!(
+                "{published} jobs done in {:.1} s",
+                audit.seconds
+            ));
+        }
+        if self.rate > 0 {
+            hired.ready(stop).await?;
+            let watcher = ground.watcher().await?;
+            let (rate, seconds) = (self.rate, self.rate_seconds);
+            let latencies = load::paced(&publisher, &jobs, rate, seconds, watcher, stop).await?;
+            report.latencies(latencies);
+        }
+        let ended = hired.leave().await?;
+        let waiting = publisher.depth(&Place::Work).await? + publisher.depth(&Place::Dead).await?;
+        publisher.close().await;
+        report.end(&ended, ground.audit(first).await?, waiting);
+        report.updates(before, ground.updates_of_tasks().await?);
+        Ok(report)
+    }
+
+    /// Follows the worker until every job of the backlog is SUCCESS.
+    async fn progress(
+        &self,
+        hired: &mut Hired,
+        before: u64,
+        ground: &mut ledger::Bench,
+        first: JobId,
+        stop: &CancellationToken,
+    ) -> Result<u32, Failure> {
+        let bar = load::bar(
+            u64::from(self.jobs) * u64::from(self.tasks),
+            "tasks executed",
+        );
+        let (mut last, mut moved) = (before, Instant::now());
+        loop {
+            expect_go_on(stop)?;
+            let counts = hired.counts()?;
+            bar.set_position(counts.tasks - before);
+            if counts.tasks != last {
+                (last, moved) = (counts.tasks, Instant::now());
+            }
+            let executed = (counts.tasks - before) / u64::from(self.tasks);
+            // The ledger is asked only when there is reason to believe that it is over: counting is work.
+            if executed >= u64::from(self.jobs) || moved.elapsed() > STALLED / 2 {
+                let (remaining, known) = ground.remaining(first).await?;
+                if remaining == 0 && known >= i64::from(self.jobs) {
+                    break;
+                }
+                if moved.elapsed() > STALLED {
+                    return Err(Failure::failed(format!(
+                        "the worker has executed nothing for {} s; {} of {} jobs are not SUCCESS. Its log is above; are both services well?",
+                        STALLED.as_secs(),
+                        i64::from(self.jobs) - known + remaining,
+                        self.jobs
+                    )));
+                }
+            }
+            sleep(LOOK).await;
+        }
+        bar.finish_and_clear();
+        Ok(self.jobs)
+    }
+
+    async fn clean(
+        &self,
+        desk: &Desk,
+        topology: &Topology,
+        ground: &mut ledger::Bench,
+    ) -> Result<(), Failure> {
+        let deleted = topology.delete(&desk.broker()?, &desk.identity()).await;
+        if !self.keep_rows {
+            let bar = load::bar(u64::from(self.jobs), "jobs removed");
+            ground
+                .remove(None, |removed| bar.inc(removed as u64))
+                .await?;
+            bar.finish_and_clear();
+        }
+        Ok(deleted?)
+    }
+}
+
+/// The first Ctrl-C ends the benchmark in order, the second at once.
+async fn interrupted(stop: CancellationToken) {
+    let _ = tokio::signal::ctrl_c().await;
+    note(
+        "interrupted; removing queues and rows (Ctrl-C again leaves them for the next benchmark to remove)",
+    );
+    stop.cancel();
+    let _ = tokio::signal::ctrl_c().await;
+    std::process::exit(130);
+}
+
+fn expect_go_on(stop: &CancellationToken) -> Result<(), Failure> {
+    match stop.is_cancelled() {
+        true => Err(Failure::failed("the benchmark was interrupted")),
+        false => Ok(()),
+    }
+}
