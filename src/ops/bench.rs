@@ -11,7 +11,10 @@ mod worker;
 use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
-use tokio::{time::Instant, time::sleep};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{load::Jobs, report::Report, worker::Hired};
@@ -69,7 +72,7 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=20_000))]
     rate: u32,
     /// For how long they are published
-    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=86_400))]
     rate_seconds: u32,
     /// Uses queues and rows of this name, beside another benchmark
     #[arg(long, value_name = "NAME", value_parser = name)]
@@ -184,7 +187,7 @@ impl Bench {
                 audit.seconds
             ));
         }
-        if self.rate > 0 {
+        if self.rate > 0 && self.rate_seconds > 0 {
             hired.ready(stop).await?;
             let watcher = ground.watcher().await?;
             let (rate, seconds) = (self.rate, self.rate_seconds);
@@ -260,15 +263,27 @@ impl Bench {
     }
 }
 
-/// The first Ctrl-C ends the benchmark in order, the second at once.
+/// The first SIGINT or SIGTERM ends the benchmark in order, the second at once.
 async fn interrupted(stop: CancellationToken) {
-    let _ = tokio::signal::ctrl_c().await;
-    note(
-        "interrupted; removing queues and rows (Ctrl-C again leaves them for the next benchmark to remove)",
-    );
-    stop.cancel();
-    let _ = tokio::signal::ctrl_c().await;
-    std::process::exit(130);
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return; // the signals then end the process, as they do by themselves
+    };
+    for last in [false, true] {
+        let status = tokio::select! {
+            _ = interrupt.recv() => 130,
+            _ = terminate.recv() => 143,
+        };
+        if last {
+            std::process::exit(status);
+        }
+        note(
+            "interrupted; removing queues and rows (once more, and they are left for the next benchmark to remove)",
+        );
+        stop.cancel();
+    }
 }
 
 fn expect_go_on(stop: &CancellationToken) -> Result<(), Failure> {
