@@ -79,20 +79,22 @@ macro_rules! advance {
        SET status = CASE v.next WHEN 'finish' THEN 'SUCCESS' ELSE 'PENDING' END::cliquet.job_status, holder = NULL,
            finished_at = CASE v.next WHEN 'finish' THEN clock_timestamp() END,
            next_attempt_at = CASE v.next WHEN 'hand_back' THEN clock_timestamp() END
-      FROM v WHERE v.next <> 'task' AND job.id = v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
+      FROM v WHERE v.next <> 'task' AND job.id >= v.job_id AND job.id <= v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
                AND (v.next <> 'finish' OR v.position = job.total)
-               AND EXISTS (SELECT FROM cliquet.tasks task WHERE task.job_id = v.job_id AND task.position = v.position
-                              AND task.status = 'PROCESSING' AND task.epoch = v.epoch AND task.attempt = v.attempt)
+               AND (SELECT task.status = 'PROCESSING' AND task.epoch = v.epoch AND task.attempt = v.attempt
+                      FROM cliquet.tasks task WHERE task.job_id = v.job_id AND task.position = v.position)
     RETURNING job.id
 ), done AS (
     UPDATE cliquet.tasks task SET status = 'SUCCESS', finished_at = clock_timestamp(), result = v.result::json
-      FROM v WHERE task.job_id = v.job_id AND task.position = v.position AND task.status = 'PROCESSING'
+      FROM v WHERE (task.job_id, task.position) >= (v.job_id, v.position) AND (task.job_id, task.position) <= (v.job_id, v.position)
+               AND task.status = 'PROCESSING'
                AND task.epoch = v.epoch AND task.attempt = v.attempt
                AND (v.next = 'task' OR v.job_id IN (SELECT ended.id FROM ended)) AND (SELECT count(*) FROM ended) >= 0
     RETURNING task.job_id, task.position, task.epoch, v.next
 ), begun AS (
     UPDATE cliquet.tasks task SET status = 'PROCESSING', epoch = done.epoch, attempt = task.attempt + 1, started_at = clock_timestamp()
-      FROM done WHERE done.next = 'task' AND task.job_id = done.job_id AND task.position = done.position + 1 AND task.status = 'PENDING'
+      FROM done WHERE done.next = 'task' AND (task.job_id, task.position) >= (done.job_id, done.position + 1)
+                              AND (task.job_id, task.position) <= (done.job_id, done.position + 1) AND task.status = 'PENDING'
 )
 SELECT done.job_id FROM done"
         )
@@ -110,8 +112,8 @@ const ADVANCE_ONE: &str = advance!(
 const FATE: &str = r"
 SELECT task.job_id, task.status::text, task.epoch, task.attempt
   FROM unnest($1::uuid[], $2::int4[]) AS v (job_id, position)
-  JOIN cliquet.tasks task ON task.job_id = v.job_id AND task.position = v.position
- ORDER BY task.job_id FOR NO KEY UPDATE OF task";
+  JOIN cliquet.tasks task ON (task.job_id, task.position) >= (v.job_id, v.position) AND (task.job_id, task.position) <= (v.job_id, v.position)
+ ORDER BY v.job_id FOR NO KEY UPDATE OF task";
 
 impl Verb for Advance {
     type Answer = Written;
