@@ -52,7 +52,7 @@ pub struct Config {
     pub hand_over_after: Duration,
     /// The pause between the reconciler's looks.
     pub reconcile_every: Duration,
-    /// Connections that write the ledger, each with group commit.
+    /// Connections that write the ledger with group commit; one is used while its commits are quick.
     pub lanes: usize,
     /// Channels that publish copies.
     pub publishers: usize,
@@ -95,9 +95,9 @@ impl Default for Config {
             crash_limit: 3,
             hand_over_after: Duration::from_secs(20 * 60),
             reconcile_every: Duration::from_secs(5),
-            lanes: 2,
+            lanes: 4,
             publishers: 8,
-            handler_connections: 16,
+            handler_connections: 32,
             declare: true,
             handlers: BTreeMap::new(),
         }

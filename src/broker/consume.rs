@@ -30,6 +30,7 @@ use tracing::{debug, info, warn};
 use super::{
     Address, BrokerError, Delivery, Identity, Place, Settled, Topology,
     connect::{Link, Outage, Trouble, answer},
+    settling::Settling,
 };
 
 /// The most deliveries at a time that RabbitMQ means a quorum queue to hand to one consumer.
@@ -205,6 +206,7 @@ struct Subscription {
     link: Link,
     channel: Channel,
     stream: lapin::Consumer,
+    settling: Arc<Settling>,
 }
 
 impl Wish {
@@ -253,6 +255,7 @@ impl Wish {
             link,
             channel,
             stream,
+            settling: Arc::default(),
         })
     }
 }
@@ -315,7 +318,7 @@ async fn supervise(
 async fn forward(subscription: &mut Subscription, shared: &Shared) -> String {
     loop {
         match subscription.stream.next().await {
-            Some(Ok(delivery)) => shared.push(delivery.into()),
+            Some(Ok(delivery)) => shared.push(Delivery::of(delivery, &subscription.settling)),
             Some(Err(error)) => return Trouble::from(error).sentence,
             None => return "the broker cancelled the consumer; was the queue deleted?".into(),
         }
@@ -341,7 +344,7 @@ async fn hand_back(subscription: &mut Subscription, shared: &Shared) {
     }
     let rest = async {
         while let Some(Ok(delivery)) = subscription.stream.next().await {
-            shared.push(delivery.into())
+            shared.push(Delivery::of(delivery, &subscription.settling))
         }
     };
     if timeout(DRAIN_TIMEOUT, rest).await.is_err() {

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use lapin::{
     Acker, BasicProperties, message,
-    options::{BasicAckOptions, BasicNackOptions},
-    types::{AMQPValue, FieldTable},
+    options::BasicNackOptions,
+    types::{AMQPValue, DeliveryTag, FieldTable},
 };
 use tracing::debug;
 
 use super::{
     connect::{Trouble, answer, cut},
     letter::header,
+    settling::Settling,
 };
 use crate::job::{BadMessage, Generation};
 
@@ -24,7 +25,10 @@ pub struct Delivery {
     body: Arc<Vec<u8>>,
     properties: BasicProperties,
     redelivered: bool,
+    tag: DeliveryTag,
     acker: Acker,
+    /// Shared with all deliveries of its channel.
+    settling: Arc<Settling>,
 }
 
 /// What our own headers of a message say. A publisher's message has none of them.
@@ -111,11 +115,12 @@ impl Delivery {
         self.acker.usable()
     }
 
-    /// Tells the broker that the message is done with, and waits until that is written to the connection.
+    /// Tells the broker that the message is done with. Of several that are ready at the same moment, one writes for all,
+    /// and only that one waits until it is written to the connection.
     pub async fn acknowledge(&self) -> Settled {
         settled(
             "acknowledge",
-            answer(self.acker.ack(BasicAckOptions::default())).await,
+            self.settling.acknowledge(self.tag, &self.acker).await,
         )
     }
 
@@ -126,7 +131,9 @@ impl Delivery {
             requeue: true,
             multiple: false,
         };
-        settled("requeue", answer(self.acker.nack(back)).await)
+        let back = answer(self.acker.nack(back)).await;
+        self.settling.settled(self.tag);
+        settled("requeue", back)
     }
 
     pub(super) fn properties(&self) -> &BasicProperties {
@@ -142,21 +149,33 @@ impl Delivery {
     }
 }
 
-impl From<message::Delivery> for Delivery {
-    fn from(delivery: message::Delivery) -> Self {
+impl Delivery {
+    /// One that came over the channel whose deliveries `settling` counts.
+    pub(super) fn of(delivery: message::Delivery, settling: &Arc<Settling>) -> Self {
         let message::Delivery {
+            delivery_tag: tag,
             data,
             properties,
             redelivered,
             acker,
             ..
         } = delivery;
+        settling.arrived(tag);
         Self {
             body: Arc::new(data),
             properties,
             redelivered,
+            tag,
             acker,
+            settling: settling.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+impl From<message::Delivery> for Delivery {
+    fn from(delivery: message::Delivery) -> Self {
+        Self::of(delivery, &Arc::default())
     }
 }
 

@@ -6,6 +6,7 @@
 //! - `address` — where the broker is: a checked AMQP URL that never shows its password.
 //! - `connect` — opening a connection, what a refusal means, and the words that are logged while the broker is away.
 //! - `delivery` — one message at this worker: its body, its marks, and the two ways to settle it.
+//! - `settling` — which deliveries are settled, so that acknowledgements share frames.
 //! - `consume` — deliveries from the work queue, across reconnects, on a connection that never publishes.
 //! - `letter` — one message to be sent: fresh, or the copy of a delivery.
 //! - `publish` — confirmed sends, on a connection of their own: a broker that blocks publishers still takes acknowledgements.
@@ -21,6 +22,7 @@ mod delivery;
 mod error;
 mod letter;
 mod publish;
+mod settling;
 mod topology;
 
 pub use address::Address;

@@ -19,14 +19,18 @@
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use sqlx::{
+    PgConnection, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use std::{sync::Arc, time::Duration};
 
 use super::{Holder, lane::Verb, message::stored_message};
 use crate::job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, TaskResult, null};
 
 /// What a delivery asks the ledger.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Claim {
     /// The job as the message tells it; it is inserted if the ledger does not know it.
     pub(crate) message: Arc<JobMessage>,
@@ -38,6 +42,16 @@ pub(crate) struct Claim {
     pub(crate) running: Option<Epoch>,
     /// Whether it may run although a worker has died in its next task: such jobs run one at a time in a process.
     pub(crate) alone: bool,
+}
+
+impl Claim {
+    /// Whether the delivery looks like the job's first. The ledger may know better.
+    pub(super) fn is_first(&self) -> bool {
+        self.generation == Generation(0)
+            && !self.redelivered
+            && self.running.is_none()
+            && !self.alone
+    }
 }
 
 /// What the ledger answers, in the order in which it looks.
@@ -106,8 +120,8 @@ pub(crate) enum Way {
 
 pub(super) const CLAIM: &str = r"
 WITH asked AS (
-    SELECT * FROM unnest($1::uuid[], $2::int8[], $3::bool[], $4::int8[], $5::bytea[], $6::text[], $7::text[], $8::int4[], $18::bool[])
-        AS asked (id, generation, redelivered, running, fingerprint, kind, payload, total, alone)
+    SELECT * FROM unnest($3::uuid[], $4::bytea[], $5::text[], $6::text[], $7::int4[], $15::int8[], $16::bool[], $17::int8[], $18::bool[])
+        AS asked (id, fingerprint, kind, payload, total, generation, redelivered, running, alone)
 ), known AS MATERIALIZED (
     SELECT job.id, job.status, job.epoch, job.generation, job.sent, job.holder, job.error, job.next_attempt_at,
            job.fingerprint, asked.fingerprint AS asked_fingerprint, asked.generation AS asked_generation,
@@ -125,8 +139,8 @@ WITH asked AS (
                 WHEN known.status IN ('SUCCESS', 'CANCELLED') THEN 'finished'
                 WHEN known.asked_generation < known.generation AND (known.holder IS NOT NULL OR known.sent >= known.generation) THEN 'stale'
                 WHEN known.asked_generation < known.generation THEN 'superseded'
-                WHEN known.holder = $9 AND known.epoch = known.running THEN 'mine'
-                WHEN known.holder = $9 THEN 'regained'
+                WHEN known.holder = $1 AND known.epoch = known.running THEN 'mine'
+                WHEN known.holder = $1 THEN 'regained'
                 WHEN known.holder IS NULL THEN 'resumed'
                 WHEN worker.id IS NULL AND known.epoch IS DISTINCT FROM (SELECT seen.epoch FROM cliquet.jobs seen WHERE seen.id = known.id) THEN NULL
                 WHEN worker.id IS NULL OR worker.stopped_at IS NOT NULL OR (worker.seen_at < statement_timestamp() - worker.patience
@@ -166,7 +180,7 @@ WITH asked AS (
 ), held AS (
     UPDATE cliquet.jobs job
        SET status = CASE WHEN begun.suspect THEN 'PENDING' ELSE 'PROCESSING' END::cliquet.job_status,
-           holder = CASE WHEN begun.suspect THEN NULL ELSE $9 END,
+           holder = CASE WHEN begun.suspect THEN NULL ELSE $1 END,
            next_attempt_at = CASE WHEN begun.suspect THEN clock_timestamp() + interval '1 minute' END,
            epoch = job.epoch + 1, generation = greatest(job.generation, begun.asked_generation),
            attempts = job.attempts + (NOT begun.suspect)::int, started_at = coalesce(job.started_at, clock_timestamp()),
@@ -183,8 +197,8 @@ WITH asked AS (
     ON CONFLICT DO NOTHING
 ), created AS (
     INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, created_at, started_at)
-    SELECT asked.id, $10, asked.kind, asked.payload::json, asked.fingerprint, asked.total, 'PROCESSING', 1,
-           asked.generation, asked.generation, $9, 1, statement_timestamp(), statement_timestamp()
+    SELECT asked.id, $2, asked.kind, asked.payload::json, asked.fingerprint, asked.total, 'PROCESSING', 1,
+           asked.generation, asked.generation, $1, 1, statement_timestamp(), statement_timestamp()
       FROM asked WHERE asked.id NOT IN (SELECT known.id FROM known)
      ORDER BY asked.id
     ON CONFLICT (id) DO NOTHING
@@ -195,7 +209,7 @@ WITH asked AS (
            CASE WHEN task.position = 1 THEN 'PROCESSING' ELSE 'PENDING' END::cliquet.task_status,
            CASE WHEN task.position = 1 THEN 1 ELSE 0 END, CASE WHEN task.position = 1 THEN 1 ELSE 0 END,
            CASE WHEN task.position = 1 THEN clock_timestamp() END
-      FROM unnest($11::uuid[], $12::int4[], $13::text[], $14::text[], $15::text[], $16::int4[], $17::int8[])
+      FROM unnest($8::uuid[], $9::int4[], $10::text[], $11::text[], $12::text[], $13::int4[], $14::int8[])
                AS task (job_id, position, handler, label, input, max_attempts, timeout_ms)
      WHERE (task.job_id IN (SELECT created.id FROM created)) IS TRUE
 )
@@ -233,93 +247,13 @@ impl Verb for Claim {
         holder: &Holder,
         group: &[&Self],
     ) -> Result<Vec<Option<Answer>>, sqlx::Error> {
-        let ids: Vec<_> = group.iter().map(|claim| claim.message.id.0).collect();
-        let tasks = || {
-            group.iter().flat_map(|claim| {
-                claim
-                    .message
-                    .tasks
-                    .iter()
-                    .map(|task| (claim.message.id.0, task))
-            })
-        };
-        let positions = group
-            .iter()
-            .flat_map(|claim| 1..=claim.message.tasks.len() as Position);
-        let rows = sqlx::query(CLAIM)
-            .bind(&ids)
-            .bind(
-                group
-                    .iter()
-                    .map(|claim| claim.generation.0)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|claim| claim.redelivered)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|claim| claim.running.map(|epoch| epoch.0))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|claim| &claim.message.fingerprint.0[..])
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|claim| claim.message.kind.as_str())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|claim| claim.message.payload.get())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|claim| claim.message.tasks.len() as i32)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(holder.id)
-            .bind(&holder.queue)
-            .bind(tasks().map(|(id, _)| id).collect::<Vec<_>>())
-            .bind(positions.collect::<Vec<_>>())
-            .bind(
-                tasks()
-                    .map(|(_, task)| task.handler.as_str())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                tasks()
-                    .map(|(_, task)| task.label.as_str())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                tasks()
-                    .map(|(_, task)| Some(task.input.get()).filter(|&input| input != "null"))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                tasks()
-                    .map(|(_, task)| task.max_attempts.map(|most| most as i32))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                tasks()
-                    .map(|(_, task)| task.timeout.map(|limit| limit.as_millis() as i64))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(group.iter().map(|claim| claim.alone).collect::<Vec<_>>())
+        let ids = column(group, |claim| claim.message.id.0);
+        let query = bind_jobs(sqlx::query(CLAIM), holder, group);
+        let rows = bind_tasks(query, group)
+            .bind(column(group, |claim| claim.generation.0))
+            .bind(column(group, |claim| claim.redelivered))
+            .bind(column(group, |claim| claim.running.map(|epoch| epoch.0)))
+            .bind(column(group, |claim| claim.alone))
             .fetch_all(&mut *connection)
             .await?;
 
@@ -335,6 +269,62 @@ impl Verb for Claim {
         }
         Ok(answers)
     }
+}
+
+/// One column of a group.
+pub(super) fn column<T, C>(group: &[&T], value: impl Fn(&T) -> C) -> Vec<C> {
+    group.iter().map(|row| value(row)).collect()
+}
+
+/// Binds `$1` to `$7`: who claims, and what the messages say of their jobs.
+pub(super) fn bind_jobs<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    holder: &'q Holder,
+    group: &[&'q Claim],
+) -> Query<'q, Postgres, PgArguments> {
+    query
+        .bind(holder.id)
+        .bind(&holder.queue)
+        .bind(column(group, |claim| claim.message.id.0))
+        .bind(columns(group, |message| &message.fingerprint.0[..]))
+        .bind(columns(group, |message| message.kind.as_str()))
+        .bind(columns(group, |message| message.payload.get()))
+        .bind(columns(group, |message| message.tasks.len() as i32))
+}
+
+/// Binds `$8` to `$14`: the tasks of all these jobs.
+pub(super) fn bind_tasks<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    group: &[&'q Claim],
+) -> Query<'q, Postgres, PgArguments> {
+    let rows = group.iter().map(|claim| claim.message.tasks.len()).sum();
+    let (mut ids, mut positions) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+    let (mut handlers, mut labels) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+    let mut inputs = Vec::with_capacity(rows);
+    let (mut attempts, mut timeouts) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+    for claim in group {
+        for (position, task) in (1..).zip(&claim.message.tasks) {
+            ids.push(claim.message.id.0);
+            positions.push(position as Position);
+            handlers.push(task.handler.as_str());
+            labels.push(task.label.as_str());
+            inputs.push(Some(task.input.get()).filter(|&input| input != "null"));
+            attempts.push(task.max_attempts.map(|most| most as i32));
+            timeouts.push(task.timeout.map(|limit| limit.as_millis() as i64));
+        }
+    }
+    query
+        .bind(ids)
+        .bind(positions)
+        .bind(handlers)
+        .bind(labels)
+        .bind(inputs)
+        .bind(attempts)
+        .bind(timeouts)
+}
+
+fn columns<'q, C>(group: &[&'q Claim], value: impl Fn(&'q JobMessage) -> C) -> Vec<C> {
+    group.iter().map(|claim| value(&claim.message)).collect()
 }
 
 /// A job that was enqueued in SQL has no fingerprint yet. It is taken from what is stored, so that a message which asks for

@@ -91,18 +91,7 @@ impl LedgerAddress {
         ])
     }
 
-    /// A pool for handlers' transactions. A handler waits for its connection as long as its own time limit lets it: that all
-    /// connections are in use, or that Postgres is away, is no failure of the attempt.
-    pub(crate) fn handlers_pool(&self, name: &str, most: u32) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections(most)
-            .min_connections(0)
-            .test_before_acquire(false)
-            .acquire_timeout(Duration::from_secs(3600))
-            .connect_lazy_with(self.options(&format!("{name} handlers")))
-    }
-
-    /// A pool for reads by people, for handlers' transactions and for the rare verbs.
+    /// A pool for reads by people and for the rare verbs.
     pub(crate) fn pool(&self, purpose: &str, most: u32) -> PgPool {
         PgPoolOptions::new()
             .max_connections(most)

@@ -11,7 +11,6 @@ use super::{
     Holder, LedgerError,
     connect::sentence,
     message::{StoredMessage, stored_message},
-    transaction::give_back,
 };
 use crate::job::{Generation, JobId};
 
@@ -227,7 +226,8 @@ impl Reconciling {
         let unlock = sqlx::query("SELECT pg_advisory_unlock(x'636c7172'::int4, hashtext($1))")
             .bind(&self.queue);
         if unlock.execute(&mut *self.connection).await.is_ok() {
-            give_back(self.connection);
+            // It is marked to be closed when it is dropped.
+            self.connection.return_to_pool().await;
         }
     }
 }

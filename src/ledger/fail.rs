@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row};
 
 use super::{
     Holder,
@@ -25,7 +25,7 @@ pub(crate) struct Fail {
     pub(crate) retry_in: Option<Duration>,
 }
 
-const FAIL: &str = r"
+pub(super) const FAIL: &str = r"
 WITH v AS (
     SELECT * FROM unnest($1::uuid[], $2::int4[], $3::int8[], $4::int4[], $5::text[], $6::float8[])
         AS v (job_id, position, epoch, attempt, error, delay)
@@ -101,7 +101,11 @@ impl Verb for Fail {
             .fetch_all(&mut *connection)
             .await?;
         let stands: Vec<_> = group.iter().map(|fail| fail.stand).collect();
-        written(connection, &rows, &stands, "FAILED").await
+        let changed = rows
+            .iter()
+            .map(|row| row.try_get("job_id").map(JobId))
+            .collect::<Result<Vec<_>, _>>()?;
+        written(connection, &changed, &stands, "FAILED").await
     }
 }
 

@@ -1,31 +1,36 @@
 //! Group commit: transitions of many jobs that are ready at the same moment share one statement and one commit.
 //!
-//! A lane owns one connection for life. It takes whatever has arrived since its last commit, writes one statement per kind
-//! of transition, and answers each caller when the commit is back. It never waits for a group to fill, so one job alone
-//! sees no delay. A job always uses the same lane, so lanes of one process never lock each other's rows; rows are locked in
-//! the order of job ids, so that two processes which hold the same duplicates cannot deadlock either.
+//! A lane owns one connection for life. It takes whatever has arrived since the last commit, writes one statement for each
+//! kind of transition, and answers each caller when the commit is back. It never waits for a group to fill, so one job
+//! alone sees no delay.
+//!
+//! One lane writes while its commits are quick: one large group costs less than two small ones. When it takes longer (a
+//! slow disk, a row that somebody keeps locked, a connection that is gone), the next lane takes what has arrived meanwhile.
+//! A job's transitions stay in order whichever lane writes them, since a job has but one under way; and rows are locked in
+//! the order of job ids, so that neither two lanes nor two processes which hold the same duplicates deadlock.
 //!
 //! A write is repeated until its outcome is known. That is safe because every verb is repeatable: it names the job, the
 //! epoch and the attempt, and recognises its own earlier commit. A verb never ends in "perhaps".
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use sqlx::{Connection, PgConnection};
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
+    task::{JoinHandle, yield_now},
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
 use super::{
     Holder, LedgerError,
-    advance::Advance,
     claim::Claim,
     connect::{LedgerAddress, Recovery, sentence},
     fail::Fail,
     release::Release,
     sent::Sent,
+    step::Step,
     tally::Tally,
 };
 use crate::{job::JobId, retry::RetryPolicy};
@@ -35,7 +40,10 @@ const LARGEST_GROUP: usize = 512;
 /// The heaviest group, in rows: a statement must end well within the lane's `statement_timeout`, or it would be repeated
 /// for ever, and must fit into a message. The heaviest transition there can be fits alone.
 pub(super) const HEAVIEST_GROUP: usize = 20_000;
-/// The most callers that wait for one lane before its senders wait for room.
+/// A lane that writes for so long is not waited for: the next one takes what has arrived meanwhile. Longer than a large
+/// group takes on a quick disk.
+const TAKES_LONG: Duration = Duration::from_millis(5);
+/// The most callers that wait for the lanes before the next ones wait for room.
 const LANE_DEPTH: usize = 4096;
 /// A write that Postgres does not answer for this long (a network that swallows packets) loses its connection.
 /// Longer than Postgres's own `statement_timeout` on these connections, so it never cuts a healthy one.
@@ -80,8 +88,8 @@ impl<V: Verb> Waiting<V> {
 
 /// Whatever a lane can be asked to write.
 pub(crate) enum Write {
+    Step(Waiting<Step>),
     Claim(Waiting<Claim>),
-    Advance(Waiting<Advance>),
     Fail(Waiting<Fail>),
     Release(Waiting<Release>),
     Sent(Waiting<Sent>),
@@ -96,11 +104,11 @@ macro_rules! writes {
         })+
     };
 }
-writes!(Claim, Advance, Fail, Release, Sent);
+writes!(Step, Claim, Fail, Release, Sent);
 
 /// All lanes of a process.
 #[derive(Clone)]
-pub(crate) struct Lanes(Arc<Vec<mpsc::Sender<Write>>>);
+pub(crate) struct Lanes(mpsc::Sender<Write>);
 
 impl Lanes {
     /// Starts `count` lanes; they connect when they are first used. They end when the last `Lanes` is dropped.
@@ -109,21 +117,17 @@ impl Lanes {
         holder: &Arc<Holder>,
         count: usize,
         tally: &Arc<Tally>,
-    ) -> (Self, Vec<JoinHandle<()>>) {
-        let (senders, tasks) = (1..=count.max(1))
-            .map(|number| {
-                let (sender, inbox) = mpsc::channel(LANE_DEPTH);
-                let lane = Lane {
-                    address: address.clone(),
-                    holder: holder.clone(),
-                    number,
-                    connection: None,
-                    tally: tally.clone(),
-                };
-                (sender, tokio::spawn(lane.run(inbox)))
-            })
-            .unzip();
-        (Self(Arc::new(senders)), tasks)
+    ) -> (Self, JoinHandle<()>) {
+        let lanes = (1..=count.max(1)).map(|number| Lane {
+            address: address.clone(),
+            holder: holder.clone(),
+            number,
+            connection: None,
+            tally: tally.clone(),
+        });
+        let (sender, inbox) = mpsc::channel(LANE_DEPTH);
+        let running = tokio::spawn(take_turns(lanes.collect(), inbox));
+        (Self(sender), running)
     }
 
     /// Writes one transition and waits for its commit.
@@ -131,32 +135,65 @@ impl Lanes {
     where
         Write: From<Waiting<V>>,
     {
-        let lane = self.lane_of(verb.job());
         let (reply, answer) = oneshot::channel();
-        lane.send(Waiting { verb, reply }.into())
+        self.0
+            .send(Waiting { verb, reply }.into())
             .await
             .map_err(|_| LedgerError::Closed)?;
         answer.await.unwrap_or(Err(LedgerError::Closed))
     }
 
-    /// Hands over a transition that nobody waits for; it is lost if the lane is full or the process ends.
+    /// Hands over a transition that nobody waits for; it is lost if the inbox is full or the process ends.
     pub(crate) fn mention<V: Verb>(&self, verb: V)
     where
         Write: From<Waiting<V>>,
     {
-        let _ = self.lane_of(verb.job()).try_send(
-            Waiting {
-                verb,
-                reply: oneshot::channel().0,
-            }
-            .into(),
-        );
+        let reply = oneshot::channel().0;
+        let _ = self.0.try_send(Waiting { verb, reply }.into());
     }
+}
 
-    fn lane_of(&self, job: JobId) -> &mpsc::Sender<Write> {
-        let (high, low) = job.0.as_u64_pair();
-        &self.0[(high ^ low) as usize % self.0.len()]
+/// Gives what arrives to a lane, and to the next one when that takes long.
+async fn take_turns(mut idle: Vec<Lane>, mut inbox: mpsc::Receiver<Write>) {
+    let mut writing = FuturesUnordered::new();
+    let mut arrived = Vec::with_capacity(LARGEST_GROUP);
+    loop {
+        let count = tokio::select! {
+            count = inbox.recv_many(&mut arrived, LARGEST_GROUP) => count,
+            Some(lane) = writing.next(), if !writing.is_empty() => {
+                idle.push(lane);
+                continue;
+            }
+        };
+        if count == 0 {
+            break;
+        }
+        // Whoever is ready to run now may have something to write: it goes along. This waits for nobody.
+        yield_now().await;
+        while arrived.len() < LARGEST_GROUP
+            && let Ok(write) = inbox.try_recv()
+        {
+            arrived.push(write);
+        }
+        while idle.is_empty() {
+            idle.extend(writing.next().await);
+        }
+        // The first one, whose connection is warm.
+        idle.sort_unstable_by_key(|lane| std::cmp::Reverse(lane.number));
+        let Some(lane) = idle.pop() else { return };
+        // Boxed, so that it can go on while others are looked after. It is never dropped on the way.
+        writing.push(Box::pin(lane.write(std::mem::take(&mut arrived))));
+        tokio::select! {
+            lane = writing.next() => idle.extend(lane),
+            () = sleep(TAKES_LONG) => {}
+        }
     }
+    while let Some(lane) = writing.next().await {
+        idle.push(lane);
+    }
+    let closing = idle.into_iter().filter_map(|lane| lane.connection);
+    let closing = closing.map(|connection| timeout(Duration::from_secs(1), connection.close()));
+    join_all(closing).await;
 }
 
 struct Lane {
@@ -168,29 +205,25 @@ struct Lane {
 }
 
 impl Lane {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Write>) {
-        let mut arrived = Vec::with_capacity(LARGEST_GROUP);
-        while inbox.recv_many(&mut arrived, LARGEST_GROUP).await > 0 {
-            let (mut claims, mut advances, mut fails, mut releases, mut sents) =
-                (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for write in arrived.drain(..) {
-                match write {
-                    Write::Claim(waiting) => claims.push(waiting),
-                    Write::Advance(waiting) => advances.push(waiting),
-                    Write::Fail(waiting) => fails.push(waiting),
-                    Write::Release(waiting) => releases.push(waiting),
-                    Write::Sent(waiting) => sents.push(waiting),
-                }
+    /// Writes all of it.
+    async fn write(mut self, arrived: Vec<Write>) -> Self {
+        let (mut steps, mut claims, mut fails, mut releases, mut sents) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for write in arrived {
+            match write {
+                Write::Step(waiting) => steps.push(waiting),
+                Write::Claim(waiting) => claims.push(waiting),
+                Write::Fail(waiting) => fails.push(waiting),
+                Write::Release(waiting) => releases.push(waiting),
+                Write::Sent(waiting) => sents.push(waiting),
             }
-            self.write_group(advances).await;
-            self.write_group(fails).await;
-            self.write_group(releases).await;
-            self.write_group(claims).await;
-            self.write_group(sents).await;
         }
-        if let Some(connection) = self.connection {
-            let _ = timeout(Duration::from_secs(1), connection.close()).await;
-        }
+        self.write_group(steps).await;
+        self.write_group(fails).await;
+        self.write_group(releases).await;
+        self.write_group(claims).await;
+        self.write_group(sents).await;
+        self
     }
 
     /// Writes until every transition of the group has its answer.

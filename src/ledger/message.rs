@@ -24,8 +24,8 @@ pub struct StoredMessage {
 }
 
 const MESSAGE: &str = r"
-SELECT job.kind, job.payload::text AS payload, job.generation, job.status::text AS status, job.queue, job.error,
-       task.handler, task.label, task.input::text AS input, task.max_attempts, task.timeout_ms
+SELECT job.kind, job.payload::text AS payload, job.total, job.generation, job.status::text AS status, job.queue, job.error,
+       task.position, task.handler, task.label, task.input::text AS input, task.max_attempts, task.timeout_ms
   FROM cliquet.jobs job JOIN cliquet.tasks task ON task.job_id = job.id
  WHERE job.id = $1 ORDER BY task.position";
 
@@ -66,6 +66,9 @@ fn assemble(job: JobId, rows: &[PgRow]) -> Result<Option<StoredMessage>, String>
         Some(text) => RawValue::from_string(text).map_err(|error| damaged(&error)),
         None => Ok(null()),
     };
+    if let Some(sentence) = out_of_range(rows).map_err(|error| damaged(&error))? {
+        return Err(damaged(&sentence));
+    }
     let read = || -> Result<_, sqlx::Error> {
         let tasks = rows.iter().map(|row| {
             Ok((
@@ -115,4 +118,25 @@ fn assemble(job: JobId, rows: &[PgRow]) -> Result<Option<StoredMessage>, String>
         queue,
         error,
     }))
+}
+
+/// What is wrong with the numbers of a job that somebody enqueued in SQL; a message's own were checked when it was read.
+fn out_of_range(rows: &[PgRow]) -> Result<Option<String>, sqlx::Error> {
+    for (expected, row) in (1..).zip(rows) {
+        let (position, total): (i32, i32) = (row.try_get("position")?, row.try_get("total")?);
+        if position != expected || total as usize != rows.len() {
+            return Ok(Some(format!(
+                "its tasks must stand at the positions 1 to {}, and `total` must be their number; there is a position {position}, and `total` is {total}",
+                rows.len()
+            )));
+        }
+        let most: Option<i32> = row.try_get("max_attempts")?;
+        let limit: Option<i64> = row.try_get("timeout_ms")?;
+        if most.is_some_and(|most| most < 1) || limit.is_some_and(|limit| limit < 1) {
+            return Ok(Some(format!(
+                "`max_attempts` and `timeout_ms` of the task at position {position} must be NULL or greater than 0"
+            )));
+        }
+    }
+    Ok(None)
 }

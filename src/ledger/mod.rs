@@ -14,6 +14,7 @@ mod read;
 mod release;
 mod schema;
 mod sent;
+mod step;
 mod tally;
 mod transaction;
 
@@ -22,7 +23,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{PgPool, Postgres, pool::PoolConnection};
+use sqlx::PgPool;
 use tokio::time::{sleep, timeout};
 
 pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
@@ -34,14 +35,17 @@ pub use read::{
 pub use schema::{MigrationState, check, migrate};
 pub use transaction::{HandlerTransaction, Transaction};
 
-pub(crate) use advance::{Advance, Committed, Next, Stand, Written, roll_back};
+pub(crate) use advance::{Advance, Committed, Next, Stand, Written};
 pub(crate) use bench::{Audit, Bench, Updates, Watcher, write_effect};
 pub(crate) use claim::{Answer, Claim, Claimed, Way};
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
 pub(crate) use presence::{About, Presence};
 use release::Release;
+use step::{Step, Stepped};
 pub(crate) use tally::Tally;
+pub(crate) use transaction::Open;
+use transaction::Sessions;
 
 use crate::{
     job::{Epoch, Generation, JobId},
@@ -103,7 +107,7 @@ pub(crate) struct Holder {
 pub(crate) struct Ledger {
     lanes: lane::Lanes,
     /// For handlers' transactions.
-    pool: PgPool,
+    sessions: Arc<Sessions>,
     /// For the reconciler and for questions after a fault: never behind the handlers.
     desk: PgPool,
     holder: Arc<Holder>,
@@ -120,12 +124,15 @@ impl Ledger {
         handler_connections: u32,
         tally: Arc<Tally>,
     ) -> Self {
-        let pool = address.handlers_pool(&holder.name, handler_connections);
+        let sessions = Sessions::new(
+            address.options(&format!("{} handlers", holder.name)),
+            handler_connections as usize,
+        );
         let desk = address.pool(&format!("{} desk", holder.name), DESK);
         let (lanes, _running) = lane::Lanes::start(address, &holder, lanes, &tally);
         Self {
             lanes,
-            pool,
+            sessions,
             desk,
             holder,
             tally,
@@ -136,9 +143,15 @@ impl Ledger {
         &self.holder
     }
 
-    /// Where handlers' transactions come from.
-    pub(crate) fn pool(&self) -> &PgPool {
-        &self.pool
+    /// A transaction for one attempt, opened when its handler asks for it.
+    pub(crate) fn transaction(&self) -> HandlerTransaction {
+        HandlerTransaction::new(self.sessions.clone())
+    }
+
+    /// How many sessions of handlers wait to be used again.
+    #[cfg(test)]
+    fn idle_sessions(&self) -> usize {
+        self.sessions.idle_sessions()
     }
 
     /// Where the reconciler's connection comes from.
@@ -148,20 +161,28 @@ impl Ledger {
 
     /// Who owns this job now?
     pub(crate) async fn claim(&self, claim: Claim) -> Result<Answer, LedgerError> {
+        // Most deliveries are a job's first, and nothing is to be decided then.
+        if claim.is_first()
+            && let Stepped::Admitted(claimed) = self.lanes.write(Step::Admit(claim.clone())).await?
+        {
+            return Ok(Answer::Claimed(claimed));
+        }
         self.lanes.write(claim).await
     }
 
     /// A task ended well.
     pub(crate) async fn advance(&self, advance: Advance) -> Result<Written, LedgerError> {
-        self.lanes.write(advance).await
+        match self.lanes.write(Step::Advance(advance)).await? {
+            Stepped::Advanced(written) => Ok(written),
+            Stepped::Admitted(_) | Stepped::Known => {
+                // The answers of admissions: no advance has them.
+                Err(LedgerError::Closed)
+            }
+        }
     }
 
     /// A task ended well, with what its handler wrote.
-    pub(crate) async fn commit_with(
-        &self,
-        advance: &Advance,
-        transaction: PoolConnection<Postgres>,
-    ) -> Committed {
+    pub(crate) async fn commit_with(&self, advance: &Advance, transaction: Open) -> Committed {
         let committed = advance.commit_with(transaction).await;
         if matches!(committed, Committed::Yes) {
             self.tally.committed();
@@ -195,7 +216,7 @@ impl Ledger {
                 let asked = advance::fates(&mut connection, &stands, "SUCCESS");
                 match timeout(lane::NO_ANSWER, asked).await {
                     Ok(Ok(fates)) => return fates.first().copied().flatten(),
-                    _ => transaction::discard(Some(connection)),
+                    _ => connection.close_on_drop(),
                 }
             }
             failures += 1;

@@ -16,7 +16,7 @@ pub(crate) struct Release {
     pub(crate) epoch: Epoch,
 }
 
-const RELEASE: &str = r"
+pub(super) const RELEASE: &str = r"
 WITH v AS (
     SELECT * FROM unnest($1::uuid[], $2::int8[]) AS v (job_id, epoch)
 ), ended AS (

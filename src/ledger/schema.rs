@@ -10,7 +10,7 @@ use sqlx::{
 use super::{LedgerError, connect::LedgerAddress};
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (
         1,
         "jobs and tasks",
@@ -25,6 +25,16 @@ const MIGRATIONS: [(i64, &str, &str); 3] = [
         3,
         "workers",
         include_str!("../../migrations/0003_workers.sql"),
+    ),
+    (
+        4,
+        "succeed",
+        include_str!("../../migrations/0004_succeed.sql"),
+    ),
+    (
+        5,
+        "fewer checks",
+        include_str!("../../migrations/0005_fewer_checks.sql"),
     ),
 ];
 

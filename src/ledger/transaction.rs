@@ -5,21 +5,140 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::Arc,
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
+use sqlx::{ConnectOptions, PgConnection, Postgres, postgres::PgConnectOptions};
 use sqlx_core::transaction::TransactionManager;
-use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard};
+use tokio::{
+    sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
-pub(super) type Manager = <Postgres as sqlx::Database>::TransactionManager;
+use super::lane::NO_ANSWER;
 
-type Slot = Arc<Mutex<Option<PoolConnection<Postgres>>>>;
+type Manager = <Postgres as sqlx::Database>::TransactionManager;
+type Slot = Arc<Mutex<Option<Session>>>;
+
+/// A session that nobody used for so long is closed.
+const IDLE: Duration = Duration::from_secs(10 * 60);
+/// A session is closed after so long in any case, so that an address that has moved is found.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// The sessions in which handlers' transactions run: so many at a time, made when they are needed, and used again.
+///
+/// sqlx's pool would ask each connection once more after its use, a round trip for every task. Here the next BEGIN finds
+/// out whether a session is alive.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    options: PgConnectOptions,
+    places: Arc<Semaphore>,
+    idle: StdMutex<Vec<Session>>,
+}
+
+/// One session with a transaction open, or idle between two.
+///
+/// sqlx counts the depth of a session's transactions, and takes the first BEGIN for a savepoint where it counts one. Here it
+/// always counts one: whatever opens a transaction in a handler, a library of the user's for instance, gets a savepoint.
+/// The real BEGIN and COMMIT are sent as they are.
+#[derive(Debug)]
+pub(crate) struct Session {
+    connection: PgConnection,
+    made: Instant,
+    used: Instant,
+    /// Given up with the session.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Sessions {
+    pub(super) fn new(options: PgConnectOptions, most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            places: Arc::new(Semaphore::new(most)),
+            idle: StdMutex::default(),
+        })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many sessions wait to be used again.
+    #[cfg(test)]
+    pub(super) fn idle_sessions(&self) -> usize {
+        self.idle().len()
+    }
+
+    /// A session with an open transaction. Sessions that died idle, as all do in a restart of Postgres, are found out by
+    /// their BEGIN, and are no failure of the handler's attempt while another can be had.
+    async fn begin(&self) -> Result<Session, sqlx::Error> {
+        let place = self.places.clone().acquire_owned().await;
+        let place = place.map_err(|_| sqlx::Error::PoolClosed)?;
+        loop {
+            let Some(mut session) = self.idle().pop() else {
+                break;
+            };
+            if session.is_fresh() && session.run("BEGIN").await.is_ok() {
+                session.place = Some(place);
+                return Ok(session);
+            }
+        }
+        let mut connection = self.options.connect().await?;
+        Manager::begin(&mut connection, None).await?;
+        let now = Instant::now();
+        Ok(Session {
+            connection,
+            made: now,
+            used: now,
+            place: Some(place),
+        })
+    }
+
+    /// Takes a session back whose transaction has ended in order.
+    fn keep(&self, mut session: Session) {
+        session.used = Instant::now();
+        let place = session.place.take();
+        let mut idle = self.idle();
+        idle.retain(Session::is_fresh);
+        idle.push(session);
+        drop((idle, place));
+    }
+}
+
+impl Session {
+    fn is_fresh(&self) -> bool {
+        self.used.elapsed() < IDLE && self.made.elapsed() < LIFETIME
+    }
+
+    #[cfg(test)]
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
+    /// Whether the handler ended every transaction that it opened inside of this one.
+    pub(super) fn is_whole(&self) -> bool {
+        Manager::get_transaction_depth(&self.connection) == 1
+    }
+
+    /// Runs statements as they are, in one round trip. A server that does not answer is given up with the session.
+    pub(super) async fn run(&mut self, sql: &str) -> Result<(), sqlx::Error> {
+        // Every text that is handed in is written here in the ledger, with its values quoted.
+        let statements = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+        match timeout(NO_ANSWER, statements.execute(&mut self.connection)).await {
+            Ok(ran) => ran.map(|_| ()),
+            Err(_) => Err(sqlx::Error::Protocol(format!(
+                "no answer from Postgres for {} s",
+                NO_ANSWER.as_secs()
+            ))),
+        }
+    }
+}
 
 /// One attempt's transaction: opened when the handler first asks for it, ended by the ledger alone.
 #[derive(Clone, Debug)]
 pub struct HandlerTransaction {
-    pool: PgPool,
+    sessions: Arc<Sessions>,
     slot: Slot,
 }
 
@@ -27,7 +146,7 @@ pub struct HandlerTransaction {
 ///
 /// It has no `commit`: the ledger commits it with the task's SUCCESS. Let it go out of scope before the handler returns.
 #[derive(Debug)]
-pub struct Transaction(OwnedMappedMutexGuard<Option<PoolConnection<Postgres>>, PgConnection>);
+pub struct Transaction(OwnedMappedMutexGuard<Option<Session>, PgConnection>);
 
 impl Deref for Transaction {
     type Target = PgConnection;
@@ -43,17 +162,26 @@ impl DerefMut for Transaction {
 }
 
 impl HandlerTransaction {
-    pub(crate) fn new(pool: PgPool) -> Self {
+    pub(super) fn new(sessions: Arc<Sessions>) -> Self {
         Self {
-            pool,
+            sessions,
             slot: Slot::default(),
         }
+    }
+
+    /// One that can never be opened.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self::new(Sessions::new(
+            PgConnectOptions::new_without_pgpass().port(1),
+            1,
+        ))
     }
 
     /// Opens the transaction, or lends the open one again.
     ///
     /// # Errors
-    /// `PoolTimedOut` or a connection error when Postgres is away; `InvalidArgument` while an earlier loan is still held.
+    /// A connection error when Postgres is away; `InvalidArgument` while an earlier loan is still held.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         let mut open = self.slot.clone().try_lock_owned().map_err(|_| {
             sqlx::Error::InvalidArgument(
@@ -62,9 +190,12 @@ impl HandlerTransaction {
             )
         })?;
         if open.is_none() {
-            *open = Some(begun(&self.pool).await?);
+            *open = Some(self.sessions.begin().await?);
         }
-        match OwnedMutexGuard::try_map(open, |open| open.as_deref_mut()) {
+        let lent = OwnedMutexGuard::try_map(open, |open| {
+            open.as_mut().map(|session| &mut session.connection)
+        });
+        match lent {
             Ok(guard) => Ok(Transaction(guard)),
             Err(_) => Err(sqlx::Error::PoolClosed),
         }
@@ -74,49 +205,41 @@ impl HandlerTransaction {
     ///
     /// # Errors
     /// [`StillLent`] when something of the handler's lives on and holds it.
-    pub(crate) fn take(&self) -> Result<Option<PoolConnection<Postgres>>, StillLent> {
-        self.slot
-            .try_lock()
-            .map(|mut open| open.take())
-            .map_err(|_| StillLent)
+    pub(crate) fn take(&self) -> Result<Option<Open>, StillLent> {
+        let mut slot = self.slot.try_lock().map_err(|_| StillLent)?;
+        Ok(slot.take().map(|session| Open {
+            session,
+            sessions: self.sessions.clone(),
+        }))
     }
 
-    /// Ends it without a trace after a handler that was cut short: the connection is closed, Postgres rolls back.
+    /// Ends it without a trace after a handler that was cut short: the session is closed, Postgres rolls back.
     pub(crate) fn abandon(&self) {
-        if let Ok(open) = self.take() {
-            discard(open);
-        }
+        drop(self.take());
     }
 }
 
-/// A connection with an open transaction. Connections that died idle, as all do in a restart of Postgres, are found out by
-/// their BEGIN, and are no failure of the handler's attempt while another can be had.
-async fn begun(pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-    let mut more = pool.options().get_max_connections();
-    loop {
-        let mut connection = pool.acquire().await?;
-        // However this attempt ends, an open transaction must never go back to the pool: only `give_back` returns it.
-        connection.close_on_drop();
-        match Manager::begin(&mut connection, None).await {
-            Ok(_) => return Ok(connection),
-            Err(error) if more == 0 => return Err(error),
-            Err(_) => more -= 1,
+/// An open transaction that the handler has done with. Dropped, its session is closed, and Postgres rolls back.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(super) session: Session,
+    sessions: Arc<Sessions>,
+}
+
+impl Open {
+    /// Ends it after a failure that left its session in order.
+    pub(crate) async fn roll_back(mut self) {
+        if self.session.is_whole() && self.session.run("ROLLBACK").await.is_ok() {
+            self.keep();
         }
+    }
+
+    /// Gives the session back, to be used again: its transaction has ended.
+    pub(super) fn keep(self) {
+        self.sessions.keep(self.session);
     }
 }
 
 /// The handler returned while a part of it still held the transaction.
 #[derive(Debug)]
 pub(crate) struct StillLent;
-
-/// Closes a connection whose state is unknown instead of giving it back to the pool.
-pub(crate) fn discard(connection: Option<PoolConnection<Postgres>>) {
-    if let Some(mut connection) = connection {
-        connection.close_on_drop();
-    }
-}
-
-/// Gives a connection in good order back to the pool, which tests it once more, off everybody's path.
-pub(crate) fn give_back(mut connection: PoolConnection<Postgres>) {
-    tokio::spawn(connection.return_to_pool());
-}

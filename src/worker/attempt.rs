@@ -4,14 +4,13 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures::FutureExt;
 use serde_json::value::RawValue;
-use sqlx::{Postgres, pool::PoolConnection};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Crew;
 use crate::{
     job::{Position, TaskSpec, storable},
-    ledger::{HandlerTransaction, roll_back},
+    ledger::{HandlerTransaction, Open},
     task::{JobInHand, MAX_RESULTS_BYTES, TaskContext, TaskError},
 };
 use std::sync::Arc;
@@ -27,7 +26,7 @@ pub(super) enum Ended {
     /// The handler did it; its transaction, if it asked for one, is still to be committed.
     Done {
         result: Box<RawValue>,
-        transaction: Option<PoolConnection<Postgres>>,
+        transaction: Option<Open>,
     },
     /// It failed; nothing it wrote through its transaction is kept.
     Failed(TaskError),
@@ -58,7 +57,7 @@ pub(super) async fn attempt(
     if cancellation.is_cancelled() {
         return Ended::Lost;
     }
-    let transaction = HandlerTransaction::new(crew.ledger.pool().clone());
+    let transaction = crew.ledger.transaction();
     let task = TaskContext {
         job: job.clone(),
         position,
@@ -78,7 +77,7 @@ pub(super) async fn attempt(
             Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => {
                 if let Ok(Some(open)) = transaction.take() {
-                    roll_back(open).await;
+                    open.roll_back().await;
                 }
                 Err(Ended::Failed(error))
             }
@@ -118,7 +117,7 @@ async fn finish(result: Box<RawValue>, job: &JobInHand, transaction: &HandlerTra
         },
         Some(sentence) => {
             if let Some(open) = open {
-                roll_back(open).await;
+                open.roll_back().await;
             }
             Ended::Failed(TaskError::permanent(sentence))
         }

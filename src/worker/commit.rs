@@ -1,13 +1,12 @@
 //! The two ways in which an attempt enters the ledger: committed as SUCCESS, or written as a failure.
 
 use serde_json::value::RawValue;
-use sqlx::{Postgres, pool::PoolConnection};
 use tracing::{info, warn};
 
 use super::{Crew, run::RunEnd};
 use crate::{
     job::JobMessage,
-    ledger::{Advance, Claimed, Committed, Fail, LedgerError, Next, Stand, Written},
+    ledger::{Advance, Claimed, Committed, Fail, LedgerError, Next, Open, Stand, Written},
     task::{TaskError, WhatNext},
 };
 
@@ -19,7 +18,7 @@ pub(super) async fn commit(
     crew: &Crew,
     stand: Stand,
     result: Box<RawValue>,
-    transaction: Option<PoolConnection<Postgres>>,
+    transaction: Option<Open>,
     next: Next,
 ) -> Result<Written, TaskError> {
     let advance = Advance {

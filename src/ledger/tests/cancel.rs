@@ -101,7 +101,7 @@ async fn a_cancelled_job_is_owed_nothing() {
     ada.fail(stand(&message, &ada.claimed(&message).await))
         .await;
     cancelled(&database, &[message.id]).await;
-    let mut reconciling = Reconciling::begin(ada.ledger.pool(), ada.ledger.holder())
+    let mut reconciling = Reconciling::begin(ada.ledger.desk(), ada.ledger.holder())
         .await
         .unwrap()
         .unwrap();

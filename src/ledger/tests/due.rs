@@ -5,7 +5,7 @@ use super::*;
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn alone(worker: &Worker) -> Reconciling {
-    Reconciling::begin(worker.ledger.pool(), worker.ledger.holder())
+    Reconciling::begin(worker.ledger.desk(), worker.ledger.holder())
         .await
         .unwrap()
         .unwrap()
@@ -238,7 +238,7 @@ async fn one_reconciler_looks_after_a_queue_at_a_time() {
     let database = Database::new().await;
     let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
     let begin = |worker: &Worker| {
-        let (pool, holder) = (worker.ledger.pool().clone(), worker.presence.holder());
+        let (pool, holder) = (worker.ledger.desk().clone(), worker.presence.holder());
         async move { Reconciling::begin(&pool, &holder).await.unwrap() }
     };
     let first = begin(&ada).await.unwrap();
@@ -254,7 +254,7 @@ async fn a_reconciler_that_is_cut_short_lets_others_look() {
     let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
     drop(alone(&ada).await);
     until("another may reconcile", async || {
-        Reconciling::begin(bob.ledger.pool(), bob.ledger.holder())
+        Reconciling::begin(bob.ledger.desk(), bob.ledger.holder())
             .await
             .unwrap()
             .is_some()

@@ -94,17 +94,7 @@ async fn a_job_alone_is_written_at_once_in_a_commit_for_each_of_its_tasks_and_on
 async fn a_lane_that_waits_does_not_hold_up_the_others() {
     let database = Database::new().await;
     let ada = database.worker_with("ada", 2).await;
-    let lane_of = |message: &JobMessage| {
-        let (high, low) = message.id.0.as_u64_pair();
-        (high ^ low) % 2
-    };
-    let of_lane = |lane| loop {
-        let message = job_of(2);
-        if lane_of(&message) == lane {
-            return message;
-        }
-    };
-    let (stuck, free) = (of_lane(0), of_lane(1));
+    let (stuck, free) = (job_of(2), job_of(2));
     let first = stand(&stuck, &ada.claimed(&stuck).await);
     let mut barrier = database.connect().await;
     on(&mut barrier, "BEGIN; SELECT FROM cliquet.tasks FOR UPDATE").await;
@@ -381,16 +371,14 @@ async fn a_lane_that_postgres_keeps_waiting_for_a_row_repeats_the_write() {
 async fn what_is_asked_of_closed_lanes_says_so() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;
-    let (lanes, tasks) = lane::Lanes::start(
+    let (lanes, running) = lane::Lanes::start(
         &database.address,
         &ada.presence.holder(),
         1,
         &Arc::default(),
     );
-    for task in tasks {
-        task.abort();
-        let _ = task.await;
-    }
+    running.abort();
+    let _ = running.await;
     let closed = lanes.write(asks(&job_of(1))).await;
     assert!(matches!(closed, Err(LedgerError::Closed)), "{closed:?}");
 }

@@ -453,6 +453,40 @@ pub(super) fn after(stand: Stand) -> Stand {
     }
 }
 
+/// As it is written in a group of its own kind.
+impl lane::Verb for Advance {
+    type Answer = Written;
+
+    fn job(&self) -> JobId {
+        self.stand.job
+    }
+
+    async fn write(
+        connection: &mut PgConnection,
+        holder: &Holder,
+        group: &[&Self],
+    ) -> Result<Vec<Option<Written>>, sqlx::Error> {
+        let steps: Vec<_> = group.iter().map(|&advance| step(advance)).collect();
+        let steps: Vec<_> = steps.iter().collect();
+        let answers = Step::write(connection, holder, &steps).await?;
+        Ok(answers
+            .into_iter()
+            .map(|answer| match answer? {
+                Stepped::Advanced(written) => Some(written),
+                other => panic!("the answer of an admission: {other:?}"),
+            })
+            .collect())
+    }
+}
+
+fn step(advance: &Advance) -> Step {
+    Step::Advance(Advance {
+        stand: advance.stand,
+        result: advance.result.clone(),
+        next: advance.next,
+    })
+}
+
 pub(super) fn advance(stand: Stand, result: Value, next: Next) -> Advance {
     Advance {
         stand,
