@@ -442,7 +442,7 @@ pub struct WorkerProcess(std::process::Child);
 
 impl WorkerProcess {
     /// Looks after a process that was started otherwise.
-    pub(super) fn of(child: std::process::Child) -> Self {
+    pub fn of(child: std::process::Child) -> Self {
         Self(child)
     }
 
