@@ -132,7 +132,10 @@ impl Delivery {
             multiple: false,
         };
         let back = answer(self.acker.nack(back)).await;
-        self.settling.settled(self.tag);
+        // Unless it is certain that the broker was told, no frame may cover it.
+        if back.is_ok() {
+            self.settling.settled(self.tag);
+        }
         settled("requeue", back)
     }
 

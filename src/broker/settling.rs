@@ -13,6 +13,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use futures::future::join_all;
 use lapin::{Acker, options::BasicAckOptions, types::DeliveryTag};
 use tokio::task::yield_now;
 
@@ -90,28 +91,38 @@ impl Settling {
         }
         // However this ends, the next one must be able to write.
         let writing = Writing(self);
-        let mut told = true;
+        let mut told = Ok(true);
         loop {
             // Whoever is ready to run now may have something to acknowledge.
             yield_now().await;
             let Some(round) = self.table().round() else {
                 std::mem::forget(writing);
-                return Ok(told);
+                return told;
             };
-            told &= self.write(round).await?;
+            // What fails does not keep the rest from being told: nobody else would tell it.
+            for outcome in self.write(round).await {
+                told = match (told, outcome) {
+                    (Ok(before), Ok(now)) => Ok(before && now),
+                    (Err(trouble), _) | (_, Err(trouble)) => Err(trouble),
+                };
+            }
         }
     }
 
-    async fn write(&self, round: Round) -> Result<bool, Trouble> {
-        let mut told = true;
+    async fn write(&self, round: Round) -> Vec<Result<bool, Trouble>> {
+        let mut outcomes = Vec::new();
         if let Some(acker) = round.up_to {
-            told &= answer(acker.ack(BasicAckOptions { multiple: true })).await?;
+            outcomes.push(answer(acker.ack(BasicAckOptions { multiple: true })).await);
         }
-        for (tag, acker) in round.alone {
-            told &= answer(acker.ack(BasicAckOptions { multiple: false })).await?;
-            self.settled(tag);
-        }
-        Ok(told)
+        let alone = round.alone.iter().map(async |(tag, acker)| {
+            let outcome = answer(acker.ack(BasicAckOptions { multiple: false })).await;
+            if outcome.is_ok() {
+                self.settled(*tag);
+            }
+            outcome
+        });
+        outcomes.extend(join_all(alone).await);
+        outcomes
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{
@@ -21,6 +21,43 @@ pub(crate) struct Bench {
     connection: PgConnection,
     address: LedgerAddress,
     queue: String,
+    effects: EffectsTable,
+}
+
+/// The table that a benchmark's transaction handlers write to, a row each: its own, so that benchmarks may run at the same
+/// time.
+#[derive(Clone, Debug)]
+pub(crate) struct EffectsTable {
+    /// Quoted, in cliquet's schema.
+    name: String,
+    insert: String,
+}
+
+impl EffectsTable {
+    /// The table of the benchmark of this queue, whose name is of letters, digits, `.`, `-` and `_`.
+    pub(crate) fn of(queue: &str) -> Self {
+        let name = format!("cliquet.\"effects of {}\"", queue.replace('"', ""));
+        let insert = format!("INSERT INTO {name} (job_id, position) VALUES ($1, $2)");
+        Self { name, insert }
+    }
+
+    /// Writes the row of one task.
+    ///
+    /// # Errors
+    /// Any error of the statement.
+    pub(crate) async fn write(
+        &self,
+        transaction: &mut Transaction,
+        job: JobId,
+        position: Position,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(AssertSqlSafe(self.insert.as_str()))
+            .bind(job.0)
+            .bind(position)
+            .execute(&mut **transaction)
+            .await
+            .map(|_| ())
+    }
 }
 
 /// What the ledger holds of a benchmark's jobs.
@@ -103,6 +140,7 @@ impl Bench {
             connection,
             address: address.clone(),
             queue: queue.to_owned(),
+            effects: EffectsTable::of(queue),
         })
     }
 
@@ -111,11 +149,13 @@ impl Bench {
         // `CREATE … IF NOT EXISTS` would ask for the right to create even where the table is there.
         let made = async {
             if !self.has_effects().await? {
-                sqlx::query(
-                    "CREATE TABLE cliquet.bench_effects (job_id uuid NOT NULL, position integer NOT NULL)",
-                )
-                .execute(&mut self.connection)
-                .await?;
+                let create = format!(
+                    "CREATE TABLE {} (job_id uuid NOT NULL, position integer NOT NULL)",
+                    self.effects.name
+                );
+                sqlx::query(AssertSqlSafe(create))
+                    .execute(&mut self.connection)
+                    .await?;
             }
             Ok(())
         };
@@ -124,7 +164,8 @@ impl Bench {
     }
 
     async fn has_effects(&mut self) -> Result<bool, sqlx::Error> {
-        sqlx::query("SELECT to_regclass('cliquet.bench_effects') IS NOT NULL")
+        sqlx::query("SELECT to_regclass($1) IS NOT NULL")
+            .bind(&self.effects.name)
             .fetch_one(&mut self.connection)
             .await?
             .try_get(0)
@@ -162,13 +203,13 @@ impl Bench {
                 ..Audit::default()
             };
             if self.has_effects().await? {
-                let row = sqlx::query(
-                    "SELECT count(*) AS effects, count(DISTINCT (job_id, position)) AS effects_distinct
-                       FROM cliquet.bench_effects WHERE job_id >= $1",
-                )
-                .bind(first.0)
-                .fetch_one(&mut self.connection)
-                .await?;
+                let count = format!(
+                    "SELECT count(*) AS effects, count(DISTINCT (job_id, position)) AS effects_distinct FROM {}",
+                    self.effects.name
+                );
+                let row = sqlx::query(AssertSqlSafe(count))
+                    .fetch_one(&mut self.connection)
+                    .await?;
                 audit.effects = row.try_get("effects")?;
                 audit.effects_distinct = row.try_get("effects_distinct")?;
             }
@@ -221,7 +262,8 @@ impl Bench {
                 }
             }
             if self.has_effects().await? {
-                sqlx::query("DROP TABLE cliquet.bench_effects")
+                let drop = format!("DROP TABLE {}", self.effects.name);
+                sqlx::query(AssertSqlSafe(drop))
                     .execute(&mut self.connection)
                     .await?;
             }
@@ -284,21 +326,4 @@ impl Watcher {
             .collect::<Result<_, _>>()
             .map_err(|error| LedgerError::unavailable(&self.address, &error))
     }
-}
-
-/// What a transaction handler of a benchmark writes: one row.
-///
-/// # Errors
-/// Any error of the statement.
-pub(crate) async fn write_effect(
-    transaction: &mut Transaction,
-    job: JobId,
-    position: Position,
-) -> Result<(), sqlx::Error> {
-    sqlx::query("INSERT INTO cliquet.bench_effects (job_id, position) VALUES ($1, $2)")
-        .bind(job.0)
-        .bind(position)
-        .execute(&mut **transaction)
-        .await
-        .map(|_| ())
 }

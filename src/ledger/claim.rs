@@ -1,7 +1,8 @@
 //! Claim: a worker becomes the one holder of a job, or learns why it does not.
 //!
-//! The claim is the only way into a run: first delivery, redelivery and operator's retry all go through this statement, and
-//! it answers with the first row of the crate documentation's table that matches.
+//! The claim is the only way into a run: first delivery, redelivery and operator's retry all are answered with the first row
+//! of the crate documentation's table that matches. For a job that nobody knows, row 1 is written as an admission
+//! ([`step`](super::step)); whatever is known goes through this statement.
 //!
 //! Locks, in this order: the rows of `jobs` by id, then each claimed job's frontier (its first task that is not SUCCESS).
 //! Only the frontier can be written by a former holder, so raising the epoch on that one row is the whole fence, however
@@ -213,20 +214,19 @@ WITH asked AS (
                AS task (job_id, position, handler, label, input, max_attempts, timeout_ms)
      WHERE (task.job_id IN (SELECT created.id FROM created)) IS TRUE
 )
-SELECT created.id, 'new' AS answer, 1::int8 AS epoch, created.generation, 1::int4 AS position, 1::int4 AS attempt, 0::int4 AS crashes,
-       NULL::text AS results, NULL::bytea AS fingerprint, NULL::text AS error, NULL::float8 AS delay
-  FROM created
-UNION ALL
 SELECT held.id, held.answer, held.epoch, held.generation, held.position, held.attempt, held.crashes,
        CASE WHEN held.position > 1 AND held.answer <> 'suspect' THEN (
            SELECT json_agg(json_build_object('position', task.position, 'handler', task.handler, 'result', task.result) ORDER BY task.position)::text
-             FROM cliquet.tasks task WHERE task.job_id = held.id AND task.position < held.position) END,
-       NULL, NULL, NULL
+             FROM cliquet.tasks task WHERE task.job_id = held.id AND task.position < held.position) END AS results,
+       NULL::bytea AS fingerprint, NULL::text AS error, NULL::float8 AS delay
   FROM held
 UNION ALL
 SELECT verdict.id, verdict.answer, verdict.epoch, verdict.generation, NULL, NULL, NULL, NULL, verdict.fingerprint, verdict.error,
        extract(epoch FROM verdict.next_attempt_at - clock_timestamp())::float8
   FROM verdict WHERE verdict.answer NOT IN ('retried', 'regained', 'resumed', 'taken_over')
+UNION ALL
+SELECT created.id, 'new', 1::int8, created.generation, 1::int4, 1::int4, 0::int4, NULL, NULL, NULL, NULL
+  FROM created
 ";
 
 impl Verb for Claim {

@@ -36,7 +36,7 @@ pub use schema::{MigrationState, check, migrate};
 pub use transaction::{HandlerTransaction, Transaction};
 
 pub(crate) use advance::{Advance, Committed, Next, Stand, Written};
-pub(crate) use bench::{Audit, Bench, Updates, Watcher, write_effect};
+pub(crate) use bench::{Audit, Bench, EffectsTable, Updates, Watcher};
 pub(crate) use claim::{Answer, Claim, Claimed, Way};
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;

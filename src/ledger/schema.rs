@@ -10,7 +10,7 @@ use sqlx::{
 use super::{LedgerError, connect::LedgerAddress};
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (
         1,
         "jobs and tasks",
@@ -35,6 +35,11 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
         5,
         "fewer checks",
         include_str!("../../migrations/0005_fewer_checks.sql"),
+    ),
+    (
+        6,
+        "room for updates",
+        include_str!("../../migrations/0006_room_for_updates.sql"),
     ),
 ];
 

@@ -5,8 +5,8 @@
 //! An admission takes effect only for a job that nobody knows. Everything else about a claim is decided by the claim's own
 //! statement, which is then asked: [`Claim`](super::Claim).
 //!
-//! Rows are locked in one order everywhere: rows of `jobs` by id, then their tasks, then new ids. So two processes that hold
-//! the same duplicates do not deadlock here.
+//! Rows are locked in one order, here and in the claim: rows of `jobs` by id, then their tasks, then new ids. So two processes
+//! that hold the same duplicates do not deadlock here.
 //!
 //! Nothing in this statement leaves the planner a choice, whatever it knows of the tables. A range of one value stands where
 //! an equality would: the planner then sees no order that a walk through the whole index could serve, and the only way to
@@ -96,6 +96,7 @@ const BEGUN: &str = r"begun AS (
     UPDATE cliquet.tasks task SET status = 'PROCESSING', epoch = done.epoch, attempt = task.attempt + 1, started_at = clock_timestamp()
       FROM done WHERE done.next = 'task' AND (task.job_id, task.position) >= (done.job_id, done.position + 1)
                   AND (task.job_id, task.position) <= (done.job_id, done.position + 1) AND task.status = 'PENDING'
+    RETURNING 1
 )";
 
 /// What follows is the condition that keeps it behind the others.
@@ -148,10 +149,10 @@ pub(super) fn statement(
         changed.push("SELECT done.job_id FROM done");
     }
     if admits {
-        let behind = if advances {
-            "(SELECT count(*) FROM done) >= 0"
-        } else {
-            "true"
+        let behind = match (moves, ends) {
+            (true, _) => "(SELECT count(*) FROM done) >= 0 AND (SELECT count(*) FROM begun) >= 0",
+            (false, true) => "(SELECT count(*) FROM done) >= 0",
+            (false, false) => "true",
         };
         parts.push([CREATED, behind, CREATED_TASKS].concat());
         changed.push("SELECT created.id FROM created");

@@ -1,7 +1,7 @@
 //! The transaction that a handler may ask for: what it writes commits together with its task's SUCCESS, or not at all.
 //!
-//! Nothing here is wrapped in `select!` or a timeout. A handler that is cut short in the middle of a statement leaves its
-//! connection in an unknown state, so such a connection is closed and never goes back to the pool.
+//! A handler that is cut short in the middle of a statement leaves its session in an unknown state, so such a session is
+//! closed and never used again; so is one whose server does not answer.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -13,17 +13,25 @@ use sqlx::{ConnectOptions, PgConnection, Postgres, postgres::PgConnectOptions};
 use sqlx_core::transaction::TransactionManager;
 use tokio::{
     sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{sleep, timeout},
 };
+use tracing::warn;
 
-use super::lane::NO_ANSWER;
+use super::{connect::sentence, lane::NO_ANSWER};
+use crate::retry::RetryPolicy;
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
 type Slot = Arc<Mutex<Option<Session>>>;
 
-/// A session that nobody used for so long is closed.
+/// What sqlx counts in a session between the handler's own transactions. Not 1: a BEGIN inside of it that fails, or is cut
+/// short, makes sqlx roll back one level too many, and at 1 that would be a real ROLLBACK, after which the handler would
+/// write without a transaction. At 2 it names a savepoint that is not there, and nothing of the transaction can be kept.
+const DEPTH: usize = 2;
+/// The longest pause before another attempt to have a session.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A session that nobody used for so long is not used again.
 const IDLE: Duration = Duration::from_secs(10 * 60);
-/// A session is closed after so long in any case, so that an address that has moved is found.
+/// Nor is one that is so old: an address that has moved is to be found.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// The sessions in which handlers' transactions run: so many at a time, made when they are needed, and used again.
@@ -39,9 +47,9 @@ pub(super) struct Sessions {
 
 /// One session with a transaction open, or idle between two.
 ///
-/// sqlx counts the depth of a session's transactions, and takes the first BEGIN for a savepoint where it counts one. Here it
-/// always counts one: whatever opens a transaction in a handler, a library of the user's for instance, gets a savepoint.
-/// The real BEGIN and COMMIT are sent as they are.
+/// sqlx counts the depth of a session's transactions, and where it counts one, what a handler or its library begins is a
+/// savepoint. The real BEGIN and COMMIT are sent as they are, and sqlx's count stays at [`DEPTH`] from one transaction to the
+/// next.
 #[derive(Debug)]
 pub(crate) struct Session {
     connection: PgConnection,
@@ -71,7 +79,8 @@ impl Sessions {
     }
 
     /// A session with an open transaction. Sessions that died idle, as all do in a restart of Postgres, are found out by
-    /// their BEGIN, and are no failure of the handler's attempt while another can be had.
+    /// their BEGIN. That Postgres is away, or has no room for another session, is no failure of the handler's attempt: it
+    /// waits, as long as its own time limit lets it.
     async fn begin(&self) -> Result<Session, sqlx::Error> {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|_| sqlx::Error::PoolClosed)?;
@@ -79,13 +88,34 @@ impl Sessions {
             let Some(mut session) = self.idle().pop() else {
                 break;
             };
-            if session.is_fresh() && session.run("BEGIN").await.is_ok() {
-                session.place = Some(place);
-                return Ok(session);
+            if !session.is_fresh() {
+                continue;
+            }
+            match session.run("BEGIN").await {
+                Ok(()) => {
+                    session.place = Some(place);
+                    return Ok(session);
+                }
+                // A server that does not answer one does not answer the others either.
+                Err(error) if error.as_database_error().is_none() => self.idle().clear(),
+                Err(_) => {}
             }
         }
-        let mut connection = self.options.connect().await?;
-        Manager::begin(&mut connection, None).await?;
+        let pauses = RetryPolicy::reconnecting(LONGEST_PAUSE);
+        let mut failures = 0;
+        let connection = loop {
+            let error = match timeout(NO_ANSWER, self.connect()).await {
+                Ok(Ok(connection)) => break connection,
+                Ok(Err(error)) if !passes(&error) => return Err(error),
+                Ok(Err(error)) => sentence(&error),
+                Err(_) => format!("no answer from Postgres for {} s", NO_ANSWER.as_secs()),
+            };
+            failures += 1;
+            if failures == 1 || failures % 30 == 0 {
+                warn!(error, failures, "a handler waits for its transaction");
+            }
+            sleep(pauses.delay(failures)).await;
+        };
         let now = Instant::now();
         Ok(Session {
             connection,
@@ -93,6 +123,18 @@ impl Sessions {
             used: now,
             place: Some(place),
         })
+    }
+
+    /// A new connection, in a transaction, with sqlx's count at [`DEPTH`].
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = self.options.connect().await?;
+        for _ in 0..DEPTH {
+            Manager::begin(&mut connection, None).await?;
+        }
+        sqlx::raw_sql("RELEASE SAVEPOINT _sqlx_savepoint_1")
+            .execute(&mut connection)
+            .await?;
+        Ok(connection)
     }
 
     /// Takes a session back whose transaction has ended in order.
@@ -118,7 +160,7 @@ impl Session {
 
     /// Whether the handler ended every transaction that it opened inside of this one.
     pub(super) fn is_whole(&self) -> bool {
-        Manager::get_transaction_depth(&self.connection) == 1
+        Manager::get_transaction_depth(&self.connection) == DEPTH
     }
 
     /// Runs statements as they are, in one round trip. A server that does not answer is given up with the session.
@@ -132,6 +174,17 @@ impl Session {
                 NO_ANSWER.as_secs()
             ))),
         }
+    }
+}
+
+/// Whether an error of connecting passes by itself: the server is away, starts, stops, or has no room.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(refusal) => refusal
+            .code()
+            .is_some_and(|code| code == "53300" || code.starts_with("57P")),
+        _ => false,
     }
 }
 

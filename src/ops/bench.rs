@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::{load::Jobs, report::Report, worker::Hired};
 use super::{Desk, failure::Failure, output::note};
 use crate::{
-    broker::{Place, Publisher, Topology},
+    broker::{Publisher, Topology},
     job::JobId,
     ledger,
     retry::Ladder,
@@ -102,13 +102,15 @@ impl Does {
 }
 
 fn name(text: &str) -> Result<String, String> {
+    // `dead` would be the dead queue of the benchmark without a name.
     let fits = !text.is_empty()
-        && text.len() <= 50
+        && text.len() <= 30
+        && text != "dead"
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     fits.then(|| text.to_owned())
-        .ok_or_else(|| "expected 1 to 50 letters, digits, - or _".to_owned())
+        .ok_or_else(|| "expected 1 to 30 letters, digits, - or _, and not `dead`".to_owned())
 }
 
 /// The delay queues of a benchmark: nothing fails in it, so one will do.
@@ -134,10 +136,6 @@ impl Bench {
         // What a benchmark that was killed has left.
         ground.remove(None, |_| {}).await?;
         topology.delete(&broker, &identity).await?;
-        topology.declare(&broker, &identity).await?;
-        if self.handler == Does::Transaction {
-            ground.make_effects().await?;
-        }
 
         let measured = self.measure(&desk, &topology, &mut ground, &stop).await;
         let cleaned = self.clean(&desk, &topology, &mut ground).await;
@@ -159,6 +157,10 @@ impl Bench {
         stop: &CancellationToken,
     ) -> Result<Report, Failure> {
         let jobs = Jobs::new(self.tasks, self.payload_bytes, self.handler)?;
+        topology.declare(&desk.broker()?, &desk.identity()).await?;
+        if self.handler == Does::Transaction {
+            ground.make_effects().await?;
+        }
         let publisher = Publisher::start(
             desk.broker()?,
             topology.clone(),
@@ -172,30 +174,39 @@ impl Bench {
         let before = ground.updates_of_tasks().await?;
 
         load::backlog(&publisher, &jobs, self.jobs, stop).await?;
-        let mut hired = Hired::start(desk, self.handler)?;
         let mut report = Report::new(self, &desk.config);
-        if self.jobs > 0 {
-            let begun = hired.ready(stop).await?;
-            let published = self
-                .progress(&mut hired, begun.tasks, ground, first, stop)
-                .await?;
-            let ended = hired.counts()?;
-            let audit = ground.audit(first).await?;
-            report.backlog(&begun, &ended, &audit);
-            note(format_args!(
-                "{published} jobs done in {:.1} s",
-                audit.seconds
-            ));
-        }
-        if self.rate > 0 && self.rate_seconds > 0 {
-            hired.ready(stop).await?;
-            let watcher = ground.watcher().await?;
-            let (rate, seconds) = (self.rate, self.rate_seconds);
-            let latencies = load::paced(&publisher, &jobs, rate, seconds, watcher, stop).await?;
-            report.latencies(latencies);
+        let mut hired = Hired::start(desk, self.handler)?;
+        let worked = async {
+            hired.ready(desk, topology, stop).await?;
+            if self.jobs > 0 {
+                self.progress(&mut hired, ground, first, stop).await?;
+                let ended = hired.counts()?;
+                let audit = ground.audit(first).await?;
+                report.backlog(&ended, &audit);
+                note(format_args!(
+                    "{} jobs done in {:.1} s",
+                    self.jobs, audit.seconds
+                ));
+            }
+            if self.rate > 0 && self.rate_seconds > 0 {
+                let watcher = ground.watcher().await?;
+                let (rate, seconds) = (self.rate, self.rate_seconds);
+                let latencies =
+                    load::paced(&publisher, &jobs, rate, seconds, watcher, stop).await?;
+                report.latencies(latencies);
+            }
+            Ok(())
+        };
+        if let Err(failure) = worked.await {
+            // Nothing is to be written any more while its rows are removed.
+            hired.dismiss().await;
+            return Err(failure);
         }
         let ended = hired.leave().await?;
-        let waiting = publisher.depth(&Place::Work).await? + publisher.depth(&Place::Dead).await?;
+        let mut waiting = 0;
+        for place in topology.places() {
+            waiting += publisher.depth(&place).await?;
+        }
         publisher.close().await;
         report.end(&ended, ground.audit(first).await?, waiting);
         report.updates(before, ground.updates_of_tasks().await?);
@@ -206,24 +217,23 @@ impl Bench {
     async fn progress(
         &self,
         hired: &mut Hired,
-        before: u64,
         ground: &mut ledger::Bench,
         first: JobId,
         stop: &CancellationToken,
-    ) -> Result<u32, Failure> {
+    ) -> Result<(), Failure> {
         let bar = load::bar(
             u64::from(self.jobs) * u64::from(self.tasks),
             "tasks executed",
         );
-        let (mut last, mut moved) = (before, Instant::now());
+        let (mut last, mut moved) = (0, Instant::now());
         loop {
             expect_go_on(stop)?;
             let counts = hired.counts()?;
-            bar.set_position(counts.tasks - before);
+            bar.set_position(counts.tasks);
             if counts.tasks != last {
                 (last, moved) = (counts.tasks, Instant::now());
             }
-            let executed = (counts.tasks - before) / u64::from(self.tasks);
+            let executed = counts.tasks / u64::from(self.tasks);
             // The ledger is asked only when there is reason to believe that it is over: counting is work.
             if executed >= u64::from(self.jobs) || moved.elapsed() > STALLED / 2 {
                 let (remaining, known) = ground.remaining(first).await?;
@@ -242,7 +252,7 @@ impl Bench {
             sleep(LOOK).await;
         }
         bar.finish_and_clear();
-        Ok(self.jobs)
+        Ok(())
     }
 
     async fn clean(

@@ -16,7 +16,7 @@ use crate::support::{
 
 /// A benchmark's name that no other test has.
 fn name() -> String {
-    Uuid::new_v4().simple().to_string()
+    Uuid::new_v4().simple().to_string()[..30].to_owned()
 }
 
 async fn bench(binary: &Binary, arguments: &[&str]) -> Value {
@@ -44,7 +44,7 @@ async fn leavings(stage: &Stage, name: &str) -> Vec<String> {
         found.extend((rows > 0).then(|| format!("{rows} rows of {table}")));
     }
     let orphans = "SELECT (SELECT count(*) FROM cliquet.tasks WHERE job_id NOT IN (SELECT id FROM cliquet.jobs))
-                        + (to_regclass('cliquet.bench_effects') IS NOT NULL)::int";
+                        + (SELECT count(*) FROM pg_class WHERE relname LIKE 'effects of %')";
     let rows: i64 = sqlx::query(orphans)
         .fetch_one(&stage.pool)
         .await

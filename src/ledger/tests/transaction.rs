@@ -407,6 +407,35 @@ async fn a_nested_transaction_left_open_keeps_nothing() {
 }
 
 #[tokio::test]
+async fn a_nested_transaction_whose_opening_was_cut_short_takes_nothing_out_of_the_outer_one() {
+    let database = Database::new().await;
+    let (ada, _, _, first) = running(&database).await;
+    order(&first, 0).await;
+    first.take().unwrap().unwrap().roll_back().await;
+    for polls in 1..10 {
+        let transaction = ada.ledger.transaction();
+        let mut tx = transaction.begin().await.unwrap();
+        let mut nested = Box::pin(sqlx::Acquire::begin(&mut *tx));
+        for _ in 0..polls {
+            if futures::poll!(&mut nested).is_ready() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_micros(50)).await;
+        }
+        drop(nested);
+        // A handler that does not mind, and writes on.
+        let _ = sqlx::query("INSERT INTO orders VALUES ($1)")
+            .bind(polls)
+            .execute(&mut *tx)
+            .await;
+        drop(tx);
+        // Nothing of it is there before the ledger commits.
+        assert_eq!(orders(&database).await, 0, "after {polls} polls");
+        drop(transaction);
+    }
+}
+
+#[tokio::test]
 async fn a_handlers_commit_looks_its_rows_up_in_a_session_of_any_settings() {
     let database = Database::new().await;
     // The planner takes the tables for empty, and reading an empty table whole is the cheapest.

@@ -65,18 +65,15 @@ impl Report {
         }
     }
 
-    /// The backlog is worked through: what the worker said before and after, and what the ledger holds.
-    pub(super) fn backlog(&mut self, begun: &Counts, ended: &Counts, audit: &Audit) {
-        let (tasks, commits) = (audit.tasks as f64, (ended.commits - begun.commits) as f64);
+    /// The backlog is worked through: what the worker says of itself since it was started, and what the ledger holds.
+    pub(super) fn backlog(&mut self, ended: &Counts, audit: &Audit) {
+        let (tasks, commits) = (audit.tasks as f64, ended.commits as f64);
         self.seconds = Some(audit.seconds);
         self.tasks_per_second = Some(tasks / audit.seconds);
         self.jobs_per_second = Some(audit.jobs as f64 / audit.seconds);
         self.commits_per_second = Some(commits / audit.seconds);
         self.tasks_per_commit = Some(tasks / commits);
-        self.cpu_seconds_per_1000_tasks = ended
-            .cpu_seconds
-            .zip(begun.cpu_seconds)
-            .map(|(ended, begun)| (ended - begun) * 1000.0 / tasks);
+        self.cpu_seconds_per_1000_tasks = ended.cpu_seconds.map(|seconds| seconds * 1000.0 / tasks);
     }
 
     pub(super) fn latencies(&mut self, mut latencies: Vec<Duration>) {

@@ -25,13 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Does, LOOK, expect_go_on, ladder};
 use crate::{
-    ledger::write_effect,
+    broker::{Place, QueueState, Topology},
+    ledger::EffectsTable,
     ops::{Desk, failure::Failure},
     task::{TaskContext, TaskError},
     worker::Worker,
 };
 
-/// How long a worker may take until it stands in the ledger.
+/// How long a worker may take until it consumes.
 const BEGINS: Duration = Duration::from_secs(30);
 /// How long it may take to leave.
 const LEAVES: Duration = Duration::from_secs(60);
@@ -69,7 +70,8 @@ impl BenchWorker {
         config.queue = self.queue;
         config.concurrency = self.concurrency;
         config.ladder = ladder()?;
-        let worker = Worker::builder().config(config);
+        let effects = EffectsTable::of(&config.queue);
+        let worker = Worker::builder().config(config).state(effects);
         let worker = match self.handler {
             Does::Noop => worker.handler(self.handler.name(), nothing),
             Does::Transaction => worker.handler(self.handler.name(), one_row),
@@ -121,7 +123,10 @@ async fn nothing(_: TaskContext) -> Result<(), TaskError> {
 
 async fn one_row(task: TaskContext) -> Result<(), TaskError> {
     let mut transaction = task.transaction().await?;
-    write_effect(&mut transaction, task.job_id(), task.position()).await?;
+    let effects = task.state::<EffectsTable>()?;
+    effects
+        .write(&mut transaction, task.job_id(), task.position())
+        .await?;
     EXECUTED.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
@@ -183,22 +188,32 @@ impl Hired {
         Ok(Self { child, counts })
     }
 
-    /// Waits until it tells its counts: it has begun.
-    pub(super) async fn ready(&mut self, stop: &CancellationToken) -> Result<Counts, Failure> {
-        let began = Instant::now();
+    /// Waits until it consumes from its queue.
+    pub(super) async fn ready(
+        &mut self,
+        desk: &Desk,
+        topology: &Topology,
+        stop: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let (address, identity, began) = (desk.broker()?, desk.identity(), Instant::now());
         loop {
             expect_go_on(stop)?;
-            if let Some(counts) = *self.counts.borrow() {
-                return Ok(counts);
-            }
             self.expect_alive()?;
+            let queues = topology.inspect(&address, &identity).await?;
+            let consumes = queues.iter().any(|(queue, state)| {
+                queue.place == Place::Work
+                    && matches!(state, QueueState::Right { consumers, .. } if *consumers > 0)
+            });
+            if consumes {
+                return Ok(());
+            }
             if began.elapsed() > BEGINS {
                 return Err(Failure::failed(format!(
-                    "the benchmark's worker did not begin within {} s",
+                    "the benchmark's worker does not consume after {} s; its log is above",
                     BEGINS.as_secs()
                 )));
             }
-            sleep(Duration::from_millis(5)).await;
+            sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -218,6 +233,11 @@ impl Hired {
                 "the benchmark's worker cannot be looked at: {error}"
             ))),
         }
+    }
+
+    /// Ends it at once, and waits until it is gone.
+    pub(super) async fn dismiss(mut self) {
+        let _ = self.child.kill().await;
     }
 
     /// Asks it to leave, as a worker is asked in production, and hears its last words.
