@@ -430,7 +430,7 @@ async fn a_stale_heartbeat_lets_anybody_take_over() {
     let message = job_of(1);
     ada.claimed(&message).await;
     stale(&database, &ada).await;
-    let taken = bob.claimed(&message).await;
+    let taken = bob.claimed_by(asks(&message)).await;
     assert_eq!((taken.way, taken.crashes), (Way::TakenOver, 1));
 }
 
@@ -441,7 +441,7 @@ async fn a_stopped_worker_keeps_nothing() {
     let message = job_of(1);
     ada.claimed(&message).await;
     ada.presence.end().await;
-    assert_eq!(bob.claimed(&message).await.way, Way::TakenOver);
+    assert_eq!(bob.claimed_by(asks(&message)).await.way, Way::TakenOver);
 }
 
 #[tokio::test]
@@ -453,7 +453,7 @@ async fn a_worker_that_nobody_knows_keeps_nothing() {
     database
         .run("DELETE FROM cliquet.workers WHERE name = 'ada'")
         .await;
-    assert_eq!(bob.claimed(&message).await.way, Way::TakenOver);
+    assert_eq!(bob.claimed_by(asks(&message)).await.way, Way::TakenOver);
     assert_eq!(database.failures(message.id).await[0].worker, "unknown");
 }
 

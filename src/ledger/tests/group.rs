@@ -52,6 +52,14 @@ async fn transitions_that_are_ready_together_share_one_commit() {
         .iter()
         .map(|&stand| asked(&ada, advance(stand, json!(1), Next::Task)))
         .collect();
+    let admitted: Vec<_> = (0..10).map(|_| job_of(2)).collect();
+    let claims: Vec<_> = admitted
+        .iter()
+        .map(|message| {
+            let (ledger, claim) = (ada.ledger.clone(), first_delivery(message));
+            tokio::spawn(async move { ledger.claim(claim).await.unwrap() })
+        })
+        .collect();
     settled().await;
     on(&mut barrier, "COMMIT").await;
 
@@ -59,7 +67,17 @@ async fn transitions_that_are_ready_together_share_one_commit() {
     for advance in advances {
         assert_eq!(advance.await.unwrap(), Written::Committed);
     }
-    let ids: Vec<_> = jobs.iter().map(|job| format!("'{}'", job.id)).collect();
+    for claim in claims {
+        match claim.await.unwrap() {
+            Answer::Claimed(claimed) => assert_eq!(claimed.way, Way::New),
+            other => panic!("{other:?}"),
+        }
+    }
+    let ids: Vec<_> = jobs
+        .iter()
+        .chain(&admitted)
+        .map(|job| format!("'{}'", job.id))
+        .collect();
     let commits: i64 = database
         .value(&format!(
             "SELECT count(DISTINCT xmin::text) FROM cliquet.tasks WHERE job_id IN ({})",
@@ -161,7 +179,7 @@ async fn a_job_that_postgres_refuses_is_not_created_and_its_neighbours_are() {
     let claims: Vec<_> = jobs
         .iter()
         .map(|message| {
-            let (ledger, claim) = (ada.ledger.clone(), asks(message));
+            let (ledger, claim) = (ada.ledger.clone(), first_delivery(message));
             tokio::spawn(async move { ledger.claim(claim).await })
         })
         .collect();
@@ -184,7 +202,7 @@ async fn two_claims_of_one_job_in_one_group_are_answered_one_after_the_other() {
     let (ada, mut barrier, first) = held_up(&database).await;
     let message = job_of(2);
     let claims = [(); 2].map(|()| {
-        let (ledger, claim) = (ada.ledger.clone(), asks(&message));
+        let (ledger, claim) = (ada.ledger.clone(), first_delivery(&message));
         tokio::spawn(async move { ledger.claim(claim).await.unwrap() })
     });
     settled().await;
@@ -227,7 +245,7 @@ async fn jobs_of_many_tasks_do_not_grow_a_group_beyond_what_a_statement_can_do()
     let (ada, mut barrier, first) = held_up(&database).await;
     let claims: Vec<_> = (0..5)
         .map(|_| {
-            let (ledger, claim) = (ada.ledger.clone(), asks(&job_of(9_000)));
+            let (ledger, claim) = (ada.ledger.clone(), first_delivery(&job_of(9_000)));
             tokio::spawn(async move { ledger.claim(claim).await.unwrap() })
         })
         .collect();
@@ -330,7 +348,7 @@ async fn a_claim_whose_answer_was_lost_is_regained_by_the_lane_itself() {
     on(&mut barrier, "BEGIN").await;
     write(&mut barrier, &ada, asks(&message)).await;
     let claim = tokio::spawn({
-        let (ledger, claim) = (ada.ledger.clone(), asks(&message));
+        let (ledger, claim) = (ada.ledger.clone(), first_delivery(&message));
         async move { ledger.claim(claim).await.unwrap() }
     });
     database.blocked(1).await;
@@ -432,4 +450,54 @@ async fn updates_on_the_hot_path_stay_heap_only() {
             "{table}: {hot} of {updates} updates were heap-only"
         );
     }
+}
+
+#[tokio::test]
+async fn an_admission_of_a_job_that_is_known_changes_nothing_and_the_claim_is_asked() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let (held, over) = (job_of(2), job_of(1));
+    ada.claimed(&held).await;
+    ada.finish(&over).await;
+    for message in [&held, &over] {
+        let before = database.all_of(message.id).await;
+        let mut lane = database.connect().await;
+        let admission = Step::Admit(first_delivery(message));
+        let known = write(&mut lane, &bob, admission).await;
+        assert!(matches!(known, Some(Stepped::Known)), "{known:?}");
+        assert_eq!(database.all_of(message.id).await, before);
+    }
+    assert!(matches!(bob.claim(&held).await, Answer::Busy));
+    assert!(matches!(bob.claim(&over).await, Answer::Finished));
+    let conflict = Arc::new(JobMessage {
+        fingerprint: crate::job::Fingerprint([7; 32]),
+        ..(*held).clone()
+    });
+    assert!(matches!(
+        bob.claim(&conflict).await,
+        Answer::Conflict { .. }
+    ));
+}
+
+#[tokio::test]
+async fn an_admission_whose_answer_was_lost_is_regained_without_a_crash() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = job_of(2);
+    let mut lane = database.connect().await;
+    let admitted = write(&mut lane, &ada, Step::Admit(first_delivery(&message))).await;
+    assert!(
+        matches!(admitted, Some(Stepped::Admitted(_))),
+        "{admitted:?}"
+    );
+    // Its answer is lost, and the lane asks again.
+    let claimed = ada.claimed(&message).await;
+    assert_eq!(
+        (claimed.way, claimed.epoch, claimed.attempt, claimed.crashes),
+        (Way::Regained, Epoch(2), 1, 0)
+    );
+    assert_eq!(
+        database.statuses(message.id).await,
+        ["PROCESSING", "PENDING"]
+    );
 }

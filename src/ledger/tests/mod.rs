@@ -291,12 +291,17 @@ impl Worker {
 
     /// Claims with a publisher's own message, delivered for the first time.
     pub(super) async fn claim(&self, message: &Arc<JobMessage>) -> Answer {
-        self.ledger.claim(asks(message)).await.unwrap()
+        self.ledger.claim(first_delivery(message)).await.unwrap()
     }
 
     /// Claims and expects to get the job.
     pub(super) async fn claimed(&self, message: &Arc<JobMessage>) -> Claimed {
-        self.claimed_by(asks(message)).await
+        match self.claim(message).await {
+            Answer::Claimed(claimed) => *claimed,
+            // As a worker does that has its permit for such jobs free.
+            Answer::Suspect { .. } => self.claimed_by(asks(message)).await,
+            other => panic!("expected Claimed, not {other:?}"),
+        }
     }
 
     /// Claims and expects to get the job.
@@ -415,6 +420,14 @@ pub(super) fn asks(message: &Arc<JobMessage>) -> Claim {
         redelivered: false,
         running: None,
         alone: true,
+    }
+}
+
+/// The claim of a job's first delivery, as a worker makes it: most are admissions.
+pub(super) fn first_delivery(message: &Arc<JobMessage>) -> Claim {
+    Claim {
+        alone: false,
+        ..asks(message)
     }
 }
 
