@@ -83,8 +83,8 @@
 //!
 //! # The protocol
 //!
-//! A delivery is decoded, its job is *claimed* with one statement, run task by task, and settled. The claim answers with
-//! the first row that matches:
+//! A delivery is decoded, its job is *claimed* with one statement (a first delivery of a job that nobody knows, row 1, shares
+//! it with what other jobs have to write), run task by task, and settled. The claim answers with the first row that matches:
 //!
 //! | # | the ledger says | answer | how the delivery ends |
 //! |---|---|---|---|

@@ -64,7 +64,7 @@ const FENCED: &str = "CQ001";
 pub(super) const FATE: &str = r"
 SELECT task.job_id, task.status::text, task.epoch, task.attempt
   FROM unnest($1::uuid[], $2::int4[]) AS v (job_id, position)
-  JOIN cliquet.tasks task ON (task.job_id, task.position) >= (v.job_id, v.position) AND (task.job_id, task.position) <= (v.job_id, v.position)
+  JOIN cliquet.tasks task ON task.job_id = ANY (ARRAY[v.job_id]) AND task.position = v.position
  ORDER BY v.job_id FOR NO KEY UPDATE OF task";
 
 impl Advance {

@@ -127,7 +127,7 @@ WITH asked AS (
     SELECT job.id, job.status, job.epoch, job.generation, job.sent, job.holder, job.error, job.next_attempt_at,
            job.fingerprint, asked.fingerprint AS asked_fingerprint, asked.generation AS asked_generation,
            asked.redelivered, asked.running, asked.alone
-      FROM asked JOIN cliquet.jobs job ON job.id >= asked.id AND job.id <= asked.id
+      FROM asked JOIN cliquet.jobs job ON job.id = ANY (ARRAY[asked.id])
      ORDER BY asked.id
        FOR NO KEY UPDATE OF job
 ), verdict AS MATERIALIZED (
@@ -173,7 +173,7 @@ WITH asked AS (
                           WHEN frontier.answer = 'taken_over' THEN task.crashes + 1
                           ELSE task.crashes END
       FROM frontier
-     WHERE (task.job_id, task.position) >= (frontier.id, frontier.position) AND (task.job_id, task.position) <= (frontier.id, frontier.position)
+     WHERE task.job_id = ANY (ARRAY[frontier.id]) AND task.position = frontier.position
        AND task.status <> 'SUCCESS'
     RETURNING task.job_id, task.position, task.attempt, task.crashes, frontier.answer, frontier.asked_generation,
               frontier.epoch AS former_epoch, frontier.holder AS former_holder, frontier.started_at AS crashed_from,
@@ -186,7 +186,7 @@ WITH asked AS (
            epoch = job.epoch + 1, generation = greatest(job.generation, begun.asked_generation),
            attempts = job.attempts + (NOT begun.suspect)::int, started_at = coalesce(job.started_at, clock_timestamp()),
            finished_at = NULL, error = NULL
-      FROM begun WHERE job.id >= begun.job_id AND job.id <= begun.job_id
+      FROM begun WHERE job.id = ANY (ARRAY[begun.job_id])
     RETURNING job.id, job.epoch, job.generation, CASE WHEN begun.suspect THEN 'suspect' ELSE begun.answer END AS answer,
               begun.position, begun.attempt, begun.crashes
 ), crashed AS (

@@ -35,14 +35,13 @@ WITH v AS (
            generation = least(job.generation + 1, 1000000000), error = v.error,
            next_attempt_at = clock_timestamp() + make_interval(secs => v.delay),
            finished_at = CASE WHEN v.delay IS NULL THEN clock_timestamp() END
-      FROM v WHERE job.id >= v.job_id AND job.id <= v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
+      FROM v WHERE job.id = ANY (ARRAY[v.job_id]) AND job.epoch = v.epoch AND job.status = 'PROCESSING'
                AND (SELECT task.status = 'PROCESSING' AND task.epoch = v.epoch AND task.attempt = v.attempt
                       FROM cliquet.tasks task WHERE task.job_id = v.job_id AND task.position = v.position)
     RETURNING v.*
 ), failed AS (
     UPDATE cliquet.tasks task SET status = 'FAILED', finished_at = clock_timestamp(), error = ended.error
-      FROM ended WHERE (task.job_id, task.position) >= (ended.job_id, ended.position)
-                   AND (task.job_id, task.position) <= (ended.job_id, ended.position) AND task.status = 'PROCESSING'
+      FROM ended WHERE task.job_id = ANY (ARRAY[ended.job_id]) AND task.position = ended.position AND task.status = 'PROCESSING'
                    AND task.epoch = ended.epoch AND task.attempt = ended.attempt
     RETURNING task.job_id, task.position, task.epoch, task.attempt, task.error, task.started_at
 ), recorded AS (

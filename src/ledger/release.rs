@@ -21,11 +21,11 @@ WITH v AS (
     SELECT * FROM unnest($1::uuid[], $2::int8[]) AS v (job_id, epoch)
 ), ended AS (
     UPDATE cliquet.jobs job SET status = 'PENDING', holder = NULL, next_attempt_at = clock_timestamp()
-      FROM v WHERE job.id >= v.job_id AND job.id <= v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
+      FROM v WHERE job.id = ANY (ARRAY[v.job_id]) AND job.epoch = v.epoch AND job.status = 'PROCESSING'
     RETURNING v.*
 ), handed_back AS (
     UPDATE cliquet.tasks task SET status = 'PENDING', attempt = task.attempt - 1, started_at = NULL
-      FROM ended WHERE task.job_id >= ended.job_id AND task.job_id <= ended.job_id AND task.status = 'PROCESSING'
+      FROM ended WHERE task.job_id = ANY (ARRAY[ended.job_id]) AND task.status = 'PROCESSING'
                    AND task.epoch = ended.epoch
 )
 SELECT ended.job_id FROM ended";

@@ -16,7 +16,7 @@ pub(crate) struct Sent {
 pub(super) const SENT: &str = r"
 UPDATE cliquet.jobs job SET sent = v.generation
   FROM unnest($1::uuid[], $2::int8[]) AS v (job_id, generation)
- WHERE job.id >= v.job_id AND job.id <= v.job_id AND job.sent < v.generation";
+ WHERE job.id = ANY (ARRAY[v.job_id]) AND job.sent < v.generation";
 
 impl Verb for Sent {
     type Answer = ();

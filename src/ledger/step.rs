@@ -8,9 +8,10 @@
 //! Rows are locked in one order, here and in the claim: rows of `jobs` by id, then their tasks, then new ids. So two processes
 //! that hold the same duplicates do not deadlock here.
 //!
-//! Nothing in this statement leaves the planner a choice, whatever it knows of the tables. A range of one value stands where
-//! an equality would: the planner then sees no order that a walk through the whole index could serve, and the only way to
-//! a row is to look it up. (With an equality, and statistics from when the tables were empty, it walked through the index.)
+//! Nothing in this statement leaves the planner a choice, whatever it knows of the tables: `= ANY (ARRAY[…])` stands where
+//! an equality would. To the planner that is no equality, so it sees no order that a walk through the whole index could
+//! serve, and the only way to a row is to look it up. (With an equality, and statistics from when the tables were empty, it
+//! walked through the index for every row. A range of one value pins the plan too, but walks to the end of the job.)
 
 use std::sync::LazyLock;
 
@@ -71,7 +72,7 @@ const ENDED: &str = r"ended AS (
        SET status = CASE v.next WHEN 'finish' THEN 'SUCCESS' ELSE 'PENDING' END::cliquet.job_status, holder = NULL,
            finished_at = CASE v.next WHEN 'finish' THEN clock_timestamp() END,
            next_attempt_at = CASE v.next WHEN 'hand_back' THEN clock_timestamp() END
-      FROM v WHERE v.next <> 'task' AND job.id >= v.job_id AND job.id <= v.job_id AND job.epoch = v.epoch AND job.status = 'PROCESSING'
+      FROM v WHERE v.next <> 'task' AND job.id = ANY (ARRAY[v.job_id]) AND job.epoch = v.epoch AND job.status = 'PROCESSING'
                AND (v.next <> 'finish' OR v.position = job.total)
                AND (SELECT task.status = 'PROCESSING' AND task.epoch = v.epoch AND task.attempt = v.attempt
                       FROM cliquet.tasks task WHERE task.job_id = v.job_id AND task.position = v.position)
@@ -81,7 +82,7 @@ const ENDED: &str = r"ended AS (
 /// What follows is the condition on the job.
 const DONE: &str = r"done AS (
     UPDATE cliquet.tasks task SET status = 'SUCCESS', finished_at = clock_timestamp(), result = v.result::json
-      FROM v WHERE (task.job_id, task.position) >= (v.job_id, v.position) AND (task.job_id, task.position) <= (v.job_id, v.position)
+      FROM v WHERE task.job_id = ANY (ARRAY[v.job_id]) AND task.position = v.position
                AND task.status = 'PROCESSING' AND task.epoch = v.epoch AND task.attempt = v.attempt
                AND ";
 const DONE_RETURNS: &str = r"
@@ -94,8 +95,7 @@ const OF_MOVED: &str = "v.next = 'task'";
 
 const BEGUN: &str = r"begun AS (
     UPDATE cliquet.tasks task SET status = 'PROCESSING', epoch = done.epoch, attempt = task.attempt + 1, started_at = clock_timestamp()
-      FROM done WHERE done.next = 'task' AND (task.job_id, task.position) >= (done.job_id, done.position + 1)
-                  AND (task.job_id, task.position) <= (done.job_id, done.position + 1) AND task.status = 'PENDING'
+      FROM done WHERE done.next = 'task' AND task.job_id = ANY (ARRAY[done.job_id]) AND task.position = done.position + 1 AND task.status = 'PENDING'
     RETURNING 1
 )";
 

@@ -263,6 +263,9 @@ async fn every_row_is_looked_up_whatever_the_planner_knows_of_the_tables() {
             for (line, next) in plan.iter().zip(plan.iter().skip(1)) {
                 if line.contains("Scan using jobs_") || line.contains("Scan using tasks_") {
                     assert!(next.contains("Index Cond"), "{vacuum}:\n{whole}");
+                    // The rows of a step are found by their place: what is looked up by the job alone grows with the job.
+                    let by_place = next.contains("\"position\" =") || !statement.contains("v.next");
+                    assert!(line.contains("jobs_") || by_place, "{whole}");
                     looked_up += 1;
                 }
             }
