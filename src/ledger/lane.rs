@@ -156,7 +156,7 @@ impl Lanes {
 /// Gives what arrives to a lane, and to the next one when that takes long.
 async fn take_turns(mut idle: Vec<Lane>, mut inbox: mpsc::Receiver<Write>) {
     let mut writing = FuturesUnordered::new();
-    let mut arrived = Vec::with_capacity(LARGEST_GROUP);
+    let (mut arrived, mut last) = (Vec::with_capacity(LARGEST_GROUP), 0);
     loop {
         let count = tokio::select! {
             count = inbox.recv_many(&mut arrived, LARGEST_GROUP) => count,
@@ -168,13 +168,16 @@ async fn take_turns(mut idle: Vec<Lane>, mut inbox: mpsc::Receiver<Write>) {
         if count == 0 {
             break;
         }
-        // Whoever is ready to run now may have something to write: it goes along. This waits for nobody.
-        yield_now().await;
+        // Where many write, whoever is ready to run now may have something to write: it goes along. This waits for nobody.
+        if count > 1 || last > 1 {
+            yield_now().await;
+        }
         while arrived.len() < LARGEST_GROUP
             && let Ok(write) = inbox.try_recv()
         {
             arrived.push(write);
         }
+        last = arrived.len();
         while idle.is_empty() {
             idle.extend(writing.next().await);
         }
