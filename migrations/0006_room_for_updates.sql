@@ -1,4 +1,4 @@
--- A task's row is updated twice within milliseconds. On a page that is two fifths full there is room for both updates of
+-- A task's row is updated twice within milliseconds. On a page that is a third full there is room for both updates of
 -- all its rows, so they stay heap-only even while something (an ANALYZE, a long read) keeps the former versions from being
 -- pruned. Over ten minutes under load it was 90 % with half-full pages.
 --
