@@ -119,7 +119,25 @@ pub(crate) enum Way {
     Resumed,
 }
 
-pub(super) const CLAIM: &str = r"
+/// The tasks of the jobs in `created`, with the first one begun, from the parameters of [`bind_tasks`].
+macro_rules! created_tasks {
+    () => {
+        r"created_tasks AS (
+    INSERT INTO cliquet.tasks (job_id, position, handler, label, input, max_attempts, timeout_ms, status, epoch, attempt, started_at)
+    SELECT task.job_id, task.position, task.handler, task.label, task.input::json, task.max_attempts, task.timeout_ms,
+           CASE WHEN task.position = 1 THEN 'PROCESSING' ELSE 'PENDING' END::cliquet.task_status,
+           CASE WHEN task.position = 1 THEN 1 ELSE 0 END, CASE WHEN task.position = 1 THEN 1 ELSE 0 END,
+           CASE WHEN task.position = 1 THEN clock_timestamp() END
+      FROM unnest($8::uuid[], $9::int4[], $10::text[], $11::text[], $12::text[], $13::int4[], $14::int8[])
+               AS task (job_id, position, handler, label, input, max_attempts, timeout_ms)
+     WHERE (task.job_id IN (SELECT created.id FROM created)) IS TRUE
+)"
+    };
+}
+pub(super) use created_tasks;
+
+pub(super) const CLAIM: &str = concat!(
+    r"
 WITH asked AS (
     SELECT * FROM unnest($3::uuid[], $4::bytea[], $5::text[], $6::text[], $7::int4[], $15::int8[], $16::bool[], $17::int8[], $18::bool[])
         AS asked (id, fingerprint, kind, payload, total, generation, redelivered, running, alone)
@@ -204,16 +222,9 @@ WITH asked AS (
      ORDER BY asked.id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, generation
-), created_tasks AS (
-    INSERT INTO cliquet.tasks (job_id, position, handler, label, input, max_attempts, timeout_ms, status, epoch, attempt, started_at)
-    SELECT task.job_id, task.position, task.handler, task.label, task.input::json, task.max_attempts, task.timeout_ms,
-           CASE WHEN task.position = 1 THEN 'PROCESSING' ELSE 'PENDING' END::cliquet.task_status,
-           CASE WHEN task.position = 1 THEN 1 ELSE 0 END, CASE WHEN task.position = 1 THEN 1 ELSE 0 END,
-           CASE WHEN task.position = 1 THEN clock_timestamp() END
-      FROM unnest($8::uuid[], $9::int4[], $10::text[], $11::text[], $12::text[], $13::int4[], $14::int8[])
-               AS task (job_id, position, handler, label, input, max_attempts, timeout_ms)
-     WHERE (task.job_id IN (SELECT created.id FROM created)) IS TRUE
-)
+), ",
+    created_tasks!(),
+    r"
 SELECT held.id, held.answer, held.epoch, held.generation, held.position, held.attempt, held.crashes,
        CASE WHEN held.position > 1 AND held.answer <> 'suspect' THEN (
            SELECT json_agg(json_build_object('position', task.position, 'handler', task.handler, 'result', task.result) ORDER BY task.position)::text
@@ -227,7 +238,8 @@ SELECT verdict.id, verdict.answer, verdict.epoch, verdict.generation, NULL, NULL
 UNION ALL
 SELECT created.id, 'new', 1::int8, created.generation, 1::int4, 1::int4, 0::int4, NULL, NULL, NULL, NULL
   FROM created
-";
+"
+);
 
 impl Verb for Claim {
     type Answer = Answer;

@@ -20,7 +20,7 @@ use sqlx::{PgConnection, Row};
 use super::{
     Holder,
     advance::{Advance, Next, Written, written},
-    claim::{Claim, Claimed, Way, bind_jobs, bind_tasks, column},
+    claim::{Claim, Claimed, Way, bind_jobs, bind_tasks, column, created_tasks},
     lane::Verb,
 };
 use crate::job::{Epoch, Generation, JobId};
@@ -106,19 +106,10 @@ const CREATED: &str = r"created AS (
            statement_timestamp(), statement_timestamp()
       FROM unnest($3::uuid[], $4::bytea[], $5::text[], $6::text[], $7::int4[]) AS asked (id, fingerprint, kind, payload, total)
      WHERE ";
-const CREATED_TASKS: &str = r"
+const CREATED_RETURNS: &str = r"
     ON CONFLICT (id) DO NOTHING
     RETURNING id
-), created_tasks AS (
-    INSERT INTO cliquet.tasks (job_id, position, handler, label, input, max_attempts, timeout_ms, status, epoch, attempt, started_at)
-    SELECT task.job_id, task.position, task.handler, task.label, task.input::json, task.max_attempts, task.timeout_ms,
-           CASE WHEN task.position = 1 THEN 'PROCESSING' ELSE 'PENDING' END::cliquet.task_status,
-           CASE WHEN task.position = 1 THEN 1 ELSE 0 END, CASE WHEN task.position = 1 THEN 1 ELSE 0 END,
-           CASE WHEN task.position = 1 THEN clock_timestamp() END
-      FROM unnest($8::uuid[], $9::int4[], $10::text[], $11::text[], $12::text[], $13::int4[], $14::int8[])
-               AS task (job_id, position, handler, label, input, max_attempts, timeout_ms)
-     WHERE (task.job_id IN (SELECT created.id FROM created)) IS TRUE
-)";
+), ";
 
 /// The statement of a group with these parts.
 pub(super) fn statement(
@@ -154,7 +145,7 @@ pub(super) fn statement(
             (false, true) => "(SELECT count(*) FROM done) >= 0",
             (false, false) => "true",
         };
-        parts.push([CREATED, behind, CREATED_TASKS].concat());
+        parts.push([CREATED, behind, CREATED_RETURNS, created_tasks!()].concat());
         changed.push("SELECT created.id FROM created");
     }
     format!("WITH {}\n{}", parts.join(", "), changed.join(" UNION ALL "))
