@@ -237,8 +237,8 @@ impl Bench {
         self.told(counted)
     }
 
-    /// Removes the jobs of the queue from `first` on (all, without one), a few thousand at a time, and tells how many each
-    /// time. The worker's row goes too.
+    /// Removes the jobs of the queue from `first` on, a few thousand at a time, and tells how many each time; without
+    /// `first` all of them, for which every job of the ledger is looked at. The worker's row goes too.
     pub(crate) async fn remove(
         &mut self,
         first: Option<JobId>,

@@ -13,7 +13,7 @@ use std::{process::ExitCode, time::Duration};
 use clap::{Args, ValueEnum};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -137,8 +137,12 @@ impl Bench {
         ground.remove(None, |_| {}).await?;
         topology.delete(&broker, &identity).await?;
 
-        let measured = self.measure(&desk, &topology, &mut ground, &stop).await;
-        let cleaned = self.clean(&desk, &topology, &mut ground).await;
+        // Every id that follows is greater.
+        let first = JobId::new();
+        let measured = self
+            .measure(&desk, &topology, &mut ground, first, &stop)
+            .await;
+        let cleaned = self.clean(&desk, &topology, &mut ground, first).await;
         ground.close().await;
         let report = measured?;
         cleaned?;
@@ -154,6 +158,7 @@ impl Bench {
         desk: &Desk,
         topology: &Topology,
         ground: &mut ledger::Bench,
+        first: JobId,
         stop: &CancellationToken,
     ) -> Result<Report, Failure> {
         let jobs = Jobs::new(self.tasks, self.payload_bytes, self.handler)?;
@@ -168,9 +173,12 @@ impl Bench {
             load::IN_FLIGHT,
             false,
         );
-        publisher.ready().await;
-        // Every id that follows is greater.
-        let first = JobId::new();
+        if timeout(STALLED, publisher.ready()).await.is_err() {
+            return Err(Failure::failed(format!(
+                "RabbitMQ takes no messages for {} s; is it out of memory or disk? See: rabbitmqctl status",
+                STALLED.as_secs()
+            )));
+        }
         let before = ground.updates_of_tasks().await?;
 
         load::backlog(&publisher, &jobs, self.jobs, stop).await?;
@@ -260,12 +268,13 @@ impl Bench {
         desk: &Desk,
         topology: &Topology,
         ground: &mut ledger::Bench,
+        first: JobId,
     ) -> Result<(), Failure> {
         let deleted = topology.delete(&desk.broker()?, &desk.identity()).await;
         if !self.keep_rows {
             let bar = load::bar(u64::from(self.jobs), "jobs removed");
             ground
-                .remove(None, |removed| bar.inc(removed as u64))
+                .remove(Some(first), |removed| bar.inc(removed as u64))
                 .await?;
             bar.finish_and_clear();
         }

@@ -28,7 +28,7 @@ use crate::{
 
 /// Messages on their way at the same time.
 pub(super) const IN_FLIGHT: usize = 64;
-/// The pause between two looks at the jobs that are under way: what a latency is too long by, at most.
+/// The pause between two looks at the jobs that are under way. A latency is too long by at most this and the time of a look.
 const WATCHED_EVERY: Duration = Duration::from_micros(150);
 
 /// Makes the jobs of a benchmark, all alike but for their ids.
