@@ -496,3 +496,32 @@ async fn a_result_with_every_kind_of_quote_is_stored_to_the_letter() {
     let stored = database.tasks(message.id).await.remove(0).result.unwrap();
     assert_eq!(serde_json::from_str::<Value>(&stored).unwrap(), result);
 }
+
+#[tokio::test]
+async fn a_handler_waits_for_a_postgres_that_is_away() {
+    let database = Database::new().await;
+    let options = database.address.options("away");
+    let server = (options.get_host().to_owned(), options.get_port());
+    // A port on which nobody listens, until the server "is back" behind it.
+    let place = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = place.local_addr().unwrap().port();
+    drop(place);
+    let sessions = transaction::Sessions::new(options.host("127.0.0.1").port(port), 1);
+    let transaction = HandlerTransaction::new(sessions);
+    let waiting = tokio::spawn({
+        let transaction = transaction.clone();
+        async move { transaction.begin().await.map(drop) }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished(), "it is no failure of the attempt");
+    let back = tokio::net::TcpListener::bind(("127.0.0.1", port))
+        .await
+        .unwrap();
+    let forwarding = tokio::spawn(async move {
+        let (mut client, _) = back.accept().await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+    });
+    waiting.await.unwrap().unwrap();
+    forwarding.abort();
+}
