@@ -172,18 +172,18 @@
 //! | conditions that leave the planner no choice ([`ledger`], `step.rs`) | a database that was vacuumed while it was empty: 3,600 → 36,000. The plan was made for an empty table and walked through the index for every row |
 //! | *not kept:* a range of one value as such a condition | Postgres finds its beginning and walks on to the end of the job: a task of a job of 10,000 cost six times one of a job of ten; now it costs less |
 //! | one lane that writes, others that help | 15,500 → 20,200 and 33,800 → 36,000: groups are twice as large, and a statement's fixed cost (0.25 ms) is shared by more |
-//! | a job's admission shares the statement of the advances | a third fewer commits; 20,200 → 21,700 |
+//! | a job's admission shares the statement of the advances | 19 → 24 tasks in a commit; 20,200 → 21,700 |
 //! | a lane yields once before it takes its group | 24 → 33 and 82 → 118 tasks in a commit |
 //! | statements that have only the parts that their group needs | one job at a time: p50 4.8 → 4.4 ms |
 //! | range checks of single columns left to the decoder | p50 4.4 → 4.2 ms; Postgres parses a table's CHECK constraints for every statement |
 //! | acknowledgements that are ready together share a frame | RabbitMQ's CPU for 1,000 tasks 9.2 → 6.6 ms with 256 in flight; 36,300 → 38,600 |
 //! | own sessions for handlers' transactions, SUCCESS and COMMIT in one message | tasks with a transaction 3,400 → 5,300; the worker's CPU for 1,000 of them 128 → 77 ms |
-//! | no yield while jobs come one by one | one job at a time: p50 4.1 → 4.0 ms |
+//! | no yield while jobs come one by one | one job at a time: p50 4.1 → 4.0 ms, a part of it because the benchmark looked more often |
 //! | pages of `tasks` a third full, both tables analyzed less often | heap-only updates over ten minutes 90 → 99 % |
 //! | *not kept:* no CHECK constraints at all | 7 % more; that columns belong together is worth it |
 //! | *not kept:* prefetching half as many again as may run | 21,100 → 25,000 with 64 in flight; but where jobs take minutes, those would wait here while other workers have nothing to do |
 //! | *not kept:* RabbitMQ's schedulers do not spin | nothing that could be measured |
-//! | *not tried:* SUCCESS and the next PROCESSING as one UPDATE in a lane's statement | it would end a fifth of the fixed cost, and needs an error to tell a race with a takeover |
+//! | *not tried:* SUCCESS and the next PROCESSING as one UPDATE in a lane's statement | it might end a part of the fixed cost, and needs an error to tell a race with a takeover |
 //! | *not tried:* asynchronous commits that one connection flushes for all | readers would see a SUCCESS that a crash of Postgres takes back |
 //!
 //! # Errors, by what can be done about them

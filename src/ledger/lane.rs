@@ -40,8 +40,8 @@ const LARGEST_GROUP: usize = 512;
 /// The heaviest group, in rows: a statement must end well within the lane's `statement_timeout`, or it would be repeated
 /// for ever, and must fit into a message. The heaviest transition there can be fits alone.
 pub(super) const HEAVIEST_GROUP: usize = 20_000;
-/// A lane that writes for so long is not waited for: the next one takes what has arrived meanwhile. Longer than a large
-/// group takes on a quick disk.
+/// A lane that writes for so long is not waited for: the next one takes what has arrived meanwhile. Longer than a
+/// group of a hundred takes on a quick disk.
 const TAKES_LONG: Duration = Duration::from_millis(5);
 /// The most callers that wait for the lanes before the next ones wait for room.
 const LANE_DEPTH: usize = 4096;
