@@ -227,3 +227,32 @@ async fn what_a_killed_benchmark_left_is_removed_by_the_next() {
     );
     assert_eq!(leavings(&stage, &name).await, [""; 0]);
 }
+
+#[tokio::test]
+async fn benchmarks_of_transactions_run_beside_each_other() {
+    let (stage, one, other) = (Stage::new().await, name(), name());
+    let binary = Binary::on(&stage, "");
+    let (first, second) = (side_by_side(&one), side_by_side(&other));
+    let reports = tokio::join!(bench(&binary, &first), bench(&binary, &second));
+    for report in [reports.0, reports.1] {
+        assert_eq!(report["verified"], true, "{report}");
+    }
+    for name in [one, other] {
+        assert_eq!(leavings(&stage, &name).await, [""; 0]);
+    }
+}
+
+fn side_by_side(name: &str) -> [&str; 10] {
+    [
+        "--name",
+        name,
+        "--jobs",
+        "30",
+        "--rate",
+        "20",
+        "--rate-seconds",
+        "1",
+        "--handler",
+        "transaction",
+    ]
+}
