@@ -160,7 +160,7 @@ pub(crate) enum Committed {
 impl Advance {
     /// Writes the SUCCESS in the handler's own transaction and commits it, so that both are there or neither: in one round
     /// trip, since a refusal of the first statement keeps the second from being run.
-    pub(super) async fn commit_with(&self, mut open: Open) -> Committed {
+    pub(super) async fn commit_with(&self, open: Open) -> Committed {
         // A commit would only release the savepoint of an inner transaction that the handler forgot.
         if !open.session.is_whole() {
             return Committed::No(
@@ -168,12 +168,9 @@ impl Advance {
                     .into(),
             );
         }
-        let error = match open.session.run(&self.succeed_and_commit()).await {
-            Ok(()) => {
-                open.keep();
-                return Committed::Yes;
-            }
-            Err(error) => error,
+        let (error, open) = match open.commit(&self.succeed_and_commit()).await {
+            Ok(()) => return Committed::Yes,
+            Err(refused) => refused,
         };
         match error.as_database_error().and_then(|error| error.code()) {
             Some(code) if code == FENCED => {

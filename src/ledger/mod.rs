@@ -154,6 +154,18 @@ impl Ledger {
         self.sessions.idle_sessions()
     }
 
+    /// How many of them have their next transaction open already.
+    #[cfg(test)]
+    fn begun_sessions(&self) -> usize {
+        self.sessions.begun_sessions()
+    }
+
+    /// How many handlers wait for a session.
+    #[cfg(test)]
+    fn waiting_handlers(&self) -> usize {
+        self.sessions.waiting_handlers()
+    }
+
     /// Where the reconciler's connection comes from.
     pub(crate) fn desk(&self) -> &PgPool {
         &self.desk

@@ -10,7 +10,7 @@ use sqlx::{
 use super::{LedgerError, connect::LedgerAddress};
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 8] = [
     (
         1,
         "jobs and tasks",
@@ -40,6 +40,16 @@ const MIGRATIONS: [(i64, &str, &str); 6] = [
         6,
         "room for updates",
         include_str!("../../migrations/0006_room_for_updates.sql"),
+    ),
+    (
+        7,
+        "one check a row",
+        include_str!("../../migrations/0007_one_check_a_row.sql"),
+    ),
+    (
+        8,
+        "rows are whole",
+        include_str!("../../migrations/0008_rows_are_whole.sql"),
     ),
 ];
 

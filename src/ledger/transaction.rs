@@ -5,7 +5,10 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,6 +32,8 @@ type Slot = Arc<Mutex<Option<Session>>>;
 const DEPTH: usize = 2;
 /// The longest pause before another attempt to have a session.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A transaction that was begun in advance is taken as it is for so long: its `now()` is when it was begun.
+const JUST_BEGUN: Duration = Duration::from_millis(5);
 /// A session that nobody used for so long is not used again.
 const IDLE: Duration = Duration::from_secs(10 * 60);
 /// Nor is one that is so old: an address that has moved is to be found.
@@ -37,11 +42,13 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// The sessions in which handlers' transactions run: so many at a time, made when they are needed, and used again.
 ///
 /// sqlx's pool would ask each connection once more after its use, a round trip for every task. Here the next BEGIN finds
-/// out whether a session is alive.
+/// out whether a session is alive; and while handlers wait for a session, the COMMIT of one brings the BEGIN of the next.
 #[derive(Debug)]
 pub(super) struct Sessions {
     options: PgConnectOptions,
     places: Arc<Semaphore>,
+    /// How many handlers wait for a place.
+    waiting: AtomicUsize,
     idle: StdMutex<Vec<Session>>,
 }
 
@@ -55,6 +62,8 @@ pub(crate) struct Session {
     connection: PgConnection,
     made: Instant,
     used: Instant,
+    /// Whether its next transaction was begun with the last one's COMMIT.
+    begun: bool,
     /// Given up with the session.
     place: Option<OwnedSemaphorePermit>,
 }
@@ -64,6 +73,7 @@ impl Sessions {
         Arc::new(Self {
             options,
             places: Arc::new(Semaphore::new(most)),
+            waiting: AtomicUsize::new(0),
             idle: StdMutex::default(),
         })
     }
@@ -72,18 +82,46 @@ impl Sessions {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn place(&self) -> Result<OwnedSemaphorePermit, sqlx::Error> {
+        let places = self.places.clone();
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        self.waiting.fetch_add(1, Relaxed);
+        let _counted = Counted(&self.waiting);
+        places
+            .acquire_owned()
+            .await
+            .map_err(|_| sqlx::Error::PoolClosed)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
     /// How many sessions wait to be used again.
     #[cfg(test)]
     pub(super) fn idle_sessions(&self) -> usize {
         self.idle().len()
     }
 
+    /// How many of them have their next transaction open already.
+    #[cfg(test)]
+    pub(super) fn begun_sessions(&self) -> usize {
+        self.idle().iter().filter(|session| session.begun).count()
+    }
+
+    /// How many handlers wait for a session.
+    #[cfg(test)]
+    pub(super) fn waiting_handlers(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
     /// A session with an open transaction. Sessions that died idle, as all do in a restart of Postgres, are found out by
     /// their BEGIN. That Postgres is away, or has no room for another session, is no failure of the handler's attempt: it
     /// waits, as long as its own time limit lets it.
     async fn begin(&self) -> Result<Session, sqlx::Error> {
-        let place = self.places.clone().acquire_owned().await;
-        let place = place.map_err(|_| sqlx::Error::PoolClosed)?;
+        let place = self.place().await?;
         loop {
             let Some(mut session) = self.idle().pop() else {
                 break;
@@ -91,7 +129,12 @@ impl Sessions {
             if !session.is_fresh() {
                 continue;
             }
-            match session.run("BEGIN").await {
+            let ready = match session.begun {
+                true if session.used.elapsed() < JUST_BEGUN => Ok(()),
+                true => session.run("ROLLBACK; BEGIN").await,
+                false => session.run("BEGIN").await,
+            };
+            match ready {
                 Ok(()) => {
                     session.place = Some(place);
                     return Ok(session);
@@ -121,6 +164,7 @@ impl Sessions {
             connection,
             made: now,
             used: now,
+            begun: false,
             place: Some(place),
         })
     }
@@ -145,6 +189,15 @@ impl Sessions {
         idle.retain(Session::is_fresh);
         idle.push(session);
         drop((idle, place));
+    }
+}
+
+/// One of those who wait, until it is dropped: a handler may be cut short while it waits.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -283,12 +336,37 @@ impl Open {
     /// Ends it after a failure that left its session in order.
     pub(crate) async fn roll_back(mut self) {
         if self.session.is_whole() && self.session.run("ROLLBACK").await.is_ok() {
+            self.session.begun = false;
             self.keep();
         }
     }
 
-    /// Gives the session back, to be used again: its transaction has ended.
-    pub(super) fn keep(self) {
+    /// Runs the statements that end it with a COMMIT, and gives the session back to be used again. When other handlers wait
+    /// for a session, the next transaction is begun in the same round trip.
+    ///
+    /// # Errors
+    /// What Postgres refused, or what became of the connection; the session is in the state that this left it in.
+    pub(super) async fn commit(mut self, sql: &str) -> Result<(), (sqlx::Error, Self)> {
+        let chained = self.sessions.is_wanted();
+        let ran = match chained {
+            true => self.session.run(&format!("{sql}; BEGIN")).await,
+            false => self.session.run(sql).await,
+        };
+        if let Err(error) = ran {
+            return Err((error, self));
+        }
+        self.session.begun = chained;
+        // Those who waited were served by others: no session is to rest with a transaction open.
+        if chained && !self.sessions.is_wanted() {
+            self.roll_back().await;
+        } else {
+            self.keep();
+        }
+        Ok(())
+    }
+
+    /// Gives the session back, to be used again.
+    fn keep(self) {
         self.sessions.keep(self.session);
     }
 }

@@ -25,6 +25,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use super::*;
 use crate::job::JobMessage;
 
+/// How many sessions a worker of these tests has for its handlers.
+const SESSIONS: u32 = 4;
+
 /// A Postgres that does not answer for so long has a bug to show.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -183,7 +186,13 @@ impl Database {
         };
         let presence = Presence::begin(&self.address, &about).await.unwrap();
         Worker {
-            ledger: Ledger::open(&self.address, presence.holder(), lanes, 4, Arc::default()),
+            ledger: Ledger::open(
+                &self.address,
+                presence.holder(),
+                lanes,
+                SESSIONS,
+                Arc::default(),
+            ),
             presence,
         }
     }

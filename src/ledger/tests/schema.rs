@@ -94,61 +94,22 @@ async fn the_constraints_refuse_states_that_cannot_be() {
     ada.fail(stand(&waiting, &ada.claimed(&waiting).await))
         .await;
     ada.finish(&over).await;
+    let whole = "columns_belong_together";
     for (id, change, constraint) in [
-        (
-            held.id,
-            "jobs SET holder = NULL",
-            "held_exactly_while_processing",
-        ),
-        (
-            waiting.id,
-            "jobs SET holder = 1",
-            "held_exactly_while_processing",
-        ),
-        (
-            held.id,
-            "jobs SET next_attempt_at = now()",
-            "due_exactly_while_waiting",
-        ),
-        (
-            waiting.id,
-            "jobs SET next_attempt_at = NULL",
-            "due_exactly_while_waiting",
-        ),
-        (
-            over.id,
-            "jobs SET finished_at = NULL",
-            "finished_exactly_when_over",
-        ),
-        (
-            held.id,
-            "jobs SET finished_at = now()",
-            "finished_exactly_when_over",
-        ),
-        (over.id, "jobs SET error = 'but'", "no_error_in_success"),
-        (waiting.id, "jobs SET error = NULL", "failed_says_why"),
-        (
-            held.id,
-            "tasks SET finished_at = now()",
-            "finished_exactly_when_ended",
-        ),
-        (
-            over.id,
-            "tasks SET error = 'but'",
-            "error_exactly_when_failed",
-        ),
-        (
-            waiting.id,
-            "tasks SET error = NULL",
-            "error_exactly_when_failed",
-        ),
-        (held.id, "tasks SET result = '1'", "result_only_of_success"),
-        (held.id, "tasks SET attempt = 0", "begun_has_an_attempt"),
-        (
-            held.id,
-            "tasks SET started_at = NULL",
-            "begun_has_an_attempt",
-        ),
+        (held.id, "jobs SET holder = NULL", whole),
+        (waiting.id, "jobs SET holder = 1", whole),
+        (held.id, "jobs SET next_attempt_at = now()", whole),
+        (waiting.id, "jobs SET next_attempt_at = NULL", whole),
+        (over.id, "jobs SET finished_at = NULL", whole),
+        (held.id, "jobs SET finished_at = now()", whole),
+        (over.id, "jobs SET error = 'but'", whole),
+        (waiting.id, "jobs SET error = NULL", whole),
+        (held.id, "tasks SET finished_at = now()", whole),
+        (over.id, "tasks SET error = 'but'", whole),
+        (waiting.id, "tasks SET error = NULL", whole),
+        (held.id, "tasks SET result = '1'", whole),
+        (held.id, "tasks SET attempt = 0", whole),
+        (held.id, "tasks SET started_at = NULL", whole),
         (held.id, "tasks SET position = 1", "tasks_pkey"),
     ] {
         let key = if change.starts_with("jobs") {

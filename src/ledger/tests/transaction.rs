@@ -280,6 +280,87 @@ async fn a_connection_goes_back_to_the_pool_after_its_commit() {
     assert_eq!(ada.ledger.idle_sessions(), 1);
 }
 
+/// Every session taken, the first one's task ready to be committed, and one more handler that waits for a session.
+async fn all_taken(
+    database: &Database,
+) -> (
+    Worker,
+    Stand,
+    Vec<HandlerTransaction>,
+    tokio::task::JoinHandle<HandlerTransaction>,
+) {
+    let (ada, _, stand, first) = running(database).await;
+    let mut taken = vec![first];
+    taken.extend((1..SESSIONS).map(|_| ada.ledger.transaction()));
+    for (number, transaction) in (1..).zip(&taken) {
+        order(transaction, number).await;
+    }
+    let last = ada.ledger.transaction();
+    let waiting = tokio::spawn(async move {
+        order(&last, 100).await;
+        last
+    });
+    until("a handler waits", async || {
+        ada.ledger.waiting_handlers() == 1
+    })
+    .await;
+    (ada, stand, taken, waiting)
+}
+
+const OPEN_AND_IDLE: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+    AND application_name = 'cliquet ada handlers' AND state LIKE 'idle in transaction%'";
+
+#[tokio::test]
+async fn a_commit_begins_the_transaction_of_a_handler_that_waits() {
+    let database = Database::new().await;
+    let (ada, stand, taken, waiting) = all_taken(&database).await;
+    assert!(matches!(commit(&taken[0], stand).await, Committed::Yes));
+    assert_eq!(ada.ledger.begun_sessions(), 1);
+    let last = waiting.await.unwrap();
+    assert_eq!(
+        orders(&database).await,
+        1,
+        "what the last one wrote is in a transaction of its own"
+    );
+    last.take().unwrap().unwrap().roll_back().await;
+    assert_eq!(orders(&database).await, 1);
+    assert_eq!(ada.ledger.begun_sessions(), 0);
+    assert_eq!(database.value::<i64>(OPEN_AND_IDLE).await, 3, "the others");
+}
+
+#[tokio::test]
+async fn no_session_rests_with_a_transaction_open_when_nobody_waits_any_more() {
+    let database = Database::new().await;
+    let (ada, stand, taken, waiting) = all_taken(&database).await;
+    let committed = async { commit(&taken[0], stand).await };
+    let gone = async { waiting.abort() };
+    assert!(matches!(tokio::join!(committed, gone).0, Committed::Yes));
+    assert_eq!(ada.ledger.idle_sessions(), 1);
+    assert_eq!(ada.ledger.begun_sessions(), 0);
+    assert_eq!(database.value::<i64>(OPEN_AND_IDLE).await, 3, "the others");
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_begun_in_advance_and_lay_is_begun_anew() {
+    let database = Database::new().await;
+    let (ada, stand, taken, waiting) = all_taken(&database).await;
+    assert!(matches!(commit(&taken[0], stand).await, Committed::Yes));
+    waiting.abort();
+    let _ = waiting.await;
+    assert_eq!(ada.ledger.begun_sessions(), 1);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let before: chrono::DateTime<chrono::Utc> = database.value("SELECT clock_timestamp()").await;
+    let late = ada.ledger.transaction();
+    let mut tx = late.begin().await.unwrap();
+    let now = sqlx::query_scalar::<_, chrono::DateTime<chrono::Utc>>("SELECT now()");
+    let now = now.fetch_one(&mut *tx).await.unwrap();
+    assert!(now > before, "its now() is when it was asked for");
+    drop(tx);
+    order(&late, 200).await;
+    assert_eq!(orders(&database).await, 1);
+}
+
 #[tokio::test]
 async fn a_connection_that_dies_before_the_commit_keeps_nothing() {
     let database = Database::new().await;
