@@ -10,7 +10,7 @@ use sqlx::{
 use super::{LedgerError, connect::LedgerAddress};
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (
         1,
         "jobs and tasks",
@@ -40,6 +40,11 @@ const MIGRATIONS: [(i64, &str, &str); 6] = [
         6,
         "room for updates",
         include_str!("../../migrations/0006_room_for_updates.sql"),
+    ),
+    (
+        7,
+        "brakes",
+        include_str!("../../migrations/0007_brakes.sql"),
     ),
 ];
 

@@ -231,6 +231,7 @@ async fn every_row_is_looked_up_whatever_the_planner_knows_of_the_tables() {
     let mut statements: Vec<String> = [
         crate::ledger::claim::CLAIM,
         crate::ledger::fail::FAIL,
+        crate::ledger::defer::DEFER,
         crate::ledger::release::RELEASE,
         crate::ledger::sent::SENT,
         crate::ledger::advance::FATE,

@@ -83,8 +83,8 @@ impl Script {
     }
 
     /// The scripted handler: its input lists what each attempt does; the last entry holds for all that follow.
-    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `gate:NAME`, `write` (a row in its transaction),
-    /// `write-fail`, `write-gate:NAME`.
+    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `gate:NAME`, `needs:GATE` (fails while it is not open),
+    /// `write` (a row in its transaction), `write-fail`, `write-gate:NAME`.
     async fn act(self, task: TaskContext) -> Result<Value, TaskError> {
         let attempt = task.attempt();
         sqlx::query("INSERT INTO calls (job_id, position, attempt, pid) VALUES ($1, $2, $3, $4)")
@@ -112,6 +112,13 @@ impl Script {
                 ));
             }
             "gate" => self.stand_at(rest).await?,
+            "needs" => {
+                let open = sqlx::query("SELECT FROM gates WHERE name = $1 AND open")
+                    .bind(rest)
+                    .fetch_optional(&self.0)
+                    .await?;
+                open.ok_or_else(|| TaskError::retry(format!("{rest} is away")))?;
+            }
             "write" | "write-fail" | "write-gate" => {
                 let mut tx = task.transaction().await?;
                 sqlx::query("INSERT INTO effects (job_id, position) VALUES ($1, $2)")
@@ -384,6 +391,7 @@ fn quick(amqp_url: &str, database: &str, queue: &str, ladder: Ladder) -> Config 
         heartbeat: Duration::from_millis(300),
         patience: Duration::from_secs(3),
         reconcile_every: Duration::from_millis(500),
+        probe_every: Duration::from_millis(400),
         lanes: 2,
         publishers: 2,
         handler_connections: 4,
