@@ -8,8 +8,10 @@ mod connect;
 mod defer;
 mod due;
 mod fail;
+mod health;
 mod lane;
 mod message;
+mod plans;
 mod presence;
 mod read;
 mod release;
@@ -42,6 +44,10 @@ pub(crate) use claim::{Answer, Claim, Claimed, Way};
 pub(crate) use defer::Defer;
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
+pub(crate) use health::{
+    Backlog, Duty, Health, Lacking, ParkedGroup, Server, Suspect, Table, WorkerFacts,
+};
+pub(crate) use plans::Plan;
 pub(crate) use presence::{About, Presence};
 use release::Release;
 use step::{Step, Stepped};

@@ -120,6 +120,11 @@ pub async fn check(address: &LedgerAddress) -> Result<(), LedgerError> {
     )))
 }
 
+/// The newest migration that this binary knows.
+pub(super) fn newest() -> i64 {
+    MIGRATIONS.last().map_or(0, |(version, ..)| *version)
+}
+
 fn migrations() -> Vec<Migration> {
     MIGRATIONS
         .map(|(version, description, sql)| {

@@ -8,6 +8,7 @@ mod broker;
 mod cli;
 mod context;
 mod death;
+mod doctor;
 mod exec;
 mod house;
 mod order;
