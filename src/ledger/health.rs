@@ -174,28 +174,68 @@ SELECT stat.relname::text AS name, stat.n_live_tup AS live, stat.n_dead_tup AS d
   FROM pg_stat_user_tables stat JOIN pg_class class ON class.oid = stat.relid
  WHERE stat.schemaname = 'cliquet' ORDER BY stat.relname";
 
-/// What each duty needs: a table (`jobs`), some of its columns (`jobs (id)`), the schema, or a function.
-const RIGHTS: [(Duty, &str, &[&str]); 10] = [
-    (Duty::Worker, "jobs", &["SELECT", "INSERT", "UPDATE"]),
-    (Duty::Worker, "tasks", &["SELECT", "INSERT", "UPDATE"]),
-    (Duty::Worker, "failures", &["SELECT", "INSERT"]),
+/// What each duty needs: whose, on which table, which rights, and on which of its columns if not on all. The same as
+/// `deploy/postgres-roles.sql` grants.
+type Right = (
+    Duty,
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+);
+const RIGHTS: [Right; 16] = [
+    (Duty::Worker, "jobs", &["SELECT", "INSERT"], &[]),
+    (
+        Duty::Worker,
+        "jobs",
+        &["UPDATE"],
+        &[
+            "epoch",
+            "generation",
+            "sent",
+            "holder",
+            "started_at",
+            "finished_at",
+            "next_attempt_at",
+            "attempts",
+            "status",
+            "fingerprint",
+            "error",
+        ],
+    ),
+    (Duty::Worker, "tasks", &["SELECT", "INSERT"], &[]),
+    (
+        Duty::Worker,
+        "tasks",
+        &["UPDATE"],
+        &[
+            "epoch",
+            "started_at",
+            "finished_at",
+            "attempt",
+            "crashes",
+            "status",
+            "result",
+            "error",
+        ],
+    ),
+    (Duty::Worker, "failures", &["INSERT"], &[]),
     (
         Duty::Worker,
         "workers",
-        &["SELECT", "INSERT", "UPDATE", "DELETE"],
+        &["SELECT", "INSERT", "DELETE"],
+        &[],
     ),
-    (Duty::Worker, "migrations", &["SELECT"]),
-    (Duty::Reader, "jobs", &["SELECT"]),
-    (Duty::Reader, "tasks", &["SELECT"]),
-    (Duty::Reader, "failures", &["SELECT"]),
-    (Duty::Reader, "workers", &["SELECT"]),
-    (Duty::Reader, "migrations", &["SELECT"]),
-];
-
-/// The columns that a publisher names when it enqueues a job.
-const ENQUEUED: [(&str, &[&str]); 2] = [
     (
+        Duty::Worker,
+        "workers",
+        &["UPDATE"],
+        &["locked_at", "seen_at", "stopped_at", "cleared_at", "brakes"],
+    ),
+    (Duty::Worker, "migrations", &["SELECT"], &[]),
+    (
+        Duty::Publisher,
         "jobs",
+        &["INSERT"],
         &[
             "id",
             "epoch",
@@ -209,8 +249,11 @@ const ENQUEUED: [(&str, &[&str]); 2] = [
             "payload",
         ],
     ),
+    (Duty::Publisher, "jobs", &["SELECT"], &["id"]),
     (
+        Duty::Publisher,
         "tasks",
+        &["INSERT"],
         &[
             "job_id",
             "position",
@@ -221,6 +264,11 @@ const ENQUEUED: [(&str, &[&str]); 2] = [
             "timeout_ms",
         ],
     ),
+    (Duty::Reader, "jobs", &["SELECT"], &[]),
+    (Duty::Reader, "tasks", &["SELECT"], &[]),
+    (Duty::Reader, "failures", &["SELECT"], &[]),
+    (Duty::Reader, "workers", &["SELECT"], &[]),
+    (Duty::Reader, "migrations", &["SELECT"], &[]),
 ];
 
 const HAS_ON_TABLE: &str = r"
@@ -323,43 +371,37 @@ impl Health {
                 grant: format!("GRANT USAGE ON SCHEMA cliquet TO {role}"),
             });
         }
-        for (_, table, rights) in RIGHTS.into_iter().filter(|(whose, ..)| *whose == duty) {
-            let mut lacked = Vec::new();
+        for (_, table, rights, columns) in RIGHTS.into_iter().filter(|right| right.0 == duty) {
+            let (mut lacked, mut where_) = (Vec::new(), Vec::new());
             for right in rights {
-                if !self.has(HAS_ON_TABLE, &[table, right]).await? {
+                if columns.is_empty() && !self.has(HAS_ON_TABLE, &[table, right]).await? {
                     lacked.push(*right);
                 }
+                for column in columns {
+                    if !self.has(HAS_ON_COLUMN, &[table, column, right]).await? {
+                        lacked = vec![*right];
+                        where_.push(*column);
+                    }
+                }
             }
-            if !lacked.is_empty() {
-                let lacked = lacked.join(", ");
-                lacking.push(Lacking {
-                    right: format!("{lacked} on {table}"),
-                    grant: format!("GRANT {lacked} ON cliquet.{table} TO {role}"),
-                });
+            if lacked.is_empty() {
+                continue;
             }
+            let lacked = lacked.join(", ");
+            let columns = match where_.as_slice() {
+                [] => String::new(),
+                columns => format!(" ({})", columns.join(", ")),
+            };
+            lacking.push(Lacking {
+                right: format!("{lacked}{columns} on {table}"),
+                grant: format!("GRANT {lacked}{columns} ON cliquet.{table} TO {role}"),
+            });
         }
         if duty == Duty::Worker && !self.has(HAS_ON_FUNCTION, &[]).await? {
             lacking.push(Lacking {
                 right: "EXECUTE of succeed".into(),
                 grant: format!("GRANT EXECUTE ON FUNCTION cliquet.succeed TO {role}"),
             });
-        }
-        if duty == Duty::Publisher {
-            for (table, columns) in ENQUEUED {
-                let mut lacked = Vec::new();
-                for column in columns {
-                    if !self.has(HAS_ON_COLUMN, &[table, column, "INSERT"]).await? {
-                        lacked.push(*column);
-                    }
-                }
-                if !lacked.is_empty() {
-                    let lacked = lacked.join(", ");
-                    lacking.push(Lacking {
-                        right: format!("INSERT of {table} ({lacked})"),
-                        grant: format!("GRANT INSERT ({lacked}) ON cliquet.{table} TO {role}"),
-                    });
-                }
-            }
         }
         Ok(lacking)
     }

@@ -13,6 +13,7 @@ mod exec;
 mod house;
 mod order;
 mod outage;
+mod privileges;
 mod repair;
 mod resume;
 mod retry;

@@ -150,7 +150,10 @@ impl Broker {
                     "{} of {} queues are missing: {}",
                     missing.len(),
                     queues.len(),
-                    missing.join(", ")
+                    match missing.len() {
+                        ..6 => missing.join(", "),
+                        _ => format!("{} …", missing[..5].join(", ")),
+                    }
                 ),
                 "cliquet topology declare makes them",
             );
@@ -365,6 +368,7 @@ fn traffic(queues: &[(QueueSpec, QueueState)], place: Place) -> Option<(u32, u32
 }
 
 fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
+    let gone = "the queue is not there, or not as it must be";
     let mut findings = Vec::new();
     if let Some((ready, consumers)) = traffic(queues, Place::Work) {
         let found = format!("{consumers} consumers; {ready} messages wait");
@@ -381,6 +385,8 @@ fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
             ),
             _ => Finding::well(CONSUMERS, found),
         });
+    } else {
+        findings.push(Finding::unchecked(CONSUMERS, gone));
     }
     if let Some((parked, _)) = traffic(queues, Place::Dead) {
         findings.push(if parked == 0 {
@@ -392,6 +398,8 @@ fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
                 "once the cause is mended, move them back to the work queue in RabbitMQ's dashboard (Move messages), or: cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry",
             )
         });
+    } else {
+        findings.push(Finding::unchecked(DEAD_QUEUE, gone));
     }
     findings
 }
