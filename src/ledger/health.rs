@@ -274,6 +274,10 @@ const RIGHTS: [Right; 16] = [
 const HAS_ON_TABLE: &str = r"
 SELECT has_table_privilege(class.oid, $2) FROM pg_class class JOIN pg_namespace space ON space.oid = class.relnamespace
  WHERE space.nspname = 'cliquet' AND class.relname = $1";
+const HIDES_MIGRATIONS: &str = r"
+SELECT NOT (has_schema_privilege(space.oid, 'USAGE') AND has_table_privilege(class.oid, 'SELECT'))
+  FROM pg_class class JOIN pg_namespace space ON space.oid = class.relnamespace
+ WHERE space.nspname = 'cliquet' AND class.relname = 'migrations'";
 const HAS_ON_COLUMN: &str = r"
 SELECT has_column_privilege(class.oid, $2, $3) FROM pg_class class JOIN pg_namespace space ON space.oid = class.relnamespace
  WHERE space.nspname = 'cliquet' AND class.relname = $1";
@@ -350,6 +354,11 @@ impl Health {
     pub(crate) async fn server(&mut self) -> Result<Server, LedgerError> {
         let asked = sqlx::query_as(SERVER).fetch_one(&mut self.connection);
         answered(&self.address, asked).await
+    }
+
+    /// Whether the list of migrations is there and this role may not read it.
+    pub(crate) async fn hides_migrations(&mut self) -> Result<bool, LedgerError> {
+        self.has(HIDES_MIGRATIONS, &[]).await
     }
 
     pub(crate) async fn tables(&mut self) -> Result<Vec<Table>, LedgerError> {

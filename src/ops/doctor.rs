@@ -175,14 +175,11 @@ impl Doctor {
         }
         for check in CHECKS {
             if !findings.iter().any(|finding| finding.check == check) {
-                let service = match check.starts_with("rabbitmq.") {
-                    true => "RabbitMQ",
-                    false => "Postgres",
+                let why = match check.starts_with("rabbitmq.") {
+                    true => "RabbitMQ could not be asked",
+                    false => "Postgres could not be asked, or is not migrated",
                 };
-                findings.push(Finding::unchecked(
-                    check,
-                    format!("{service} could not be asked"),
-                ));
+                findings.push(Finding::unchecked(check, why));
             }
         }
         let place = |finding: &Finding| CHECKS.iter().position(|check| *check == finding.check);

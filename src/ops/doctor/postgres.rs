@@ -65,22 +65,32 @@ pub(super) async fn examine(
         CONNECTION,
         format!("{address} let us in within {}", Span(took)),
     ));
-    match health.server().await {
+    let role = match health.server().await {
         Ok(server) => {
             findings.extend(judge_server(&server, config));
-            findings.push(match health.lacking(duty, &server.role).await {
-                Ok(lacking) => judge_privileges(&server.role, duty, &lacking),
-                Err(error) => Finding::unchecked(PRIVILEGES, error.to_string()),
-            });
+            server.role
         }
-        Err(error) => findings.push(Finding::unchecked(VERSION, error.to_string())),
+        Err(error) => {
+            findings.push(Finding::unchecked(VERSION, error.to_string()));
+            return (findings, None);
+        }
+    };
+    if matches!(health.hides_migrations().await, Ok(true)) {
+        findings.push(Finding::unchecked(
+            MIGRATIONS,
+            format!("the role {role} may not read the list of migrations"),
+        ));
+    } else {
+        let (migrated, newer) = (check(address).await, health.newer_migrations().await);
+        findings.push(judge_migrations(&migrated, &newer));
+        if migrated.is_err() {
+            return (findings, None);
+        }
     }
-    let migrated = check(address).await;
-    let newer = health.newer_migrations().await;
-    findings.push(judge_migrations(&migrated, &newer));
-    if migrated.is_err() {
-        return (findings, None);
-    }
+    findings.push(match health.lacking(duty, &role).await {
+        Ok(lacking) => judge_privileges(&role, duty, &lacking),
+        Err(error) => Finding::unchecked(PRIVILEGES, error.to_string()),
+    });
     if duty == Duty::Worker {
         findings.push(match health.plans().await {
             Ok(plans) => judge_plans(&plans),
