@@ -47,6 +47,13 @@ pub struct Config {
     pub patience: Duration,
     /// After so many crashes of one task its job is parked.
     pub crash_limit: u32,
+    /// After so many failures of one handler in a row, of more than one job, its tasks wait without using up attempts, and
+    /// one at a time is tried until one succeeds. 0 never does.
+    ///
+    /// The default is twice the default number of attempts: a few jobs that fail for reasons of their own are parked before.
+    pub brake_after: u32,
+    /// The longest pause between two tries while a handler is braked; the first ones come sooner.
+    pub probe_every: Duration,
     /// A job that has held its delivery for so long is handed over between two tasks, before RabbitMQ's own
     /// `consumer_timeout` (30 min by default) takes the delivery away. Zero hands it over after every task.
     pub hand_over_after: Duration,
@@ -93,6 +100,8 @@ impl Default for Config {
             heartbeat: Duration::from_secs(2),
             patience: Duration::from_secs(15),
             crash_limit: 3,
+            brake_after: 20,
+            probe_every: Duration::from_secs(30),
             hand_over_after: Duration::from_secs(20 * 60),
             reconcile_every: Duration::from_secs(5),
             lanes: 4,
@@ -117,6 +126,8 @@ impl fmt::Debug for Config {
             .field("heartbeat", &self.heartbeat)
             .field("patience", &self.patience)
             .field("crash_limit", &self.crash_limit)
+            .field("brake_after", &self.brake_after)
+            .field("probe_every", &self.probe_every)
             .field("hand_over_after", &self.hand_over_after)
             .field("reconcile_every", &self.reconcile_every)
             .field("lanes", &self.lanes)
@@ -183,7 +194,7 @@ impl Config {
             }
         }
         let some = Duration::from_millis(50);
-        let delays: [(&str, Duration, RangeInclusive<Duration>); 5] = [
+        let delays: [(&str, Duration, RangeInclusive<Duration>); 6] = [
             ("drain_timeout", self.drain_timeout, Duration::ZERO..=DAY),
             (
                 "heartbeat",
@@ -201,6 +212,7 @@ impl Config {
                 Duration::ZERO..=DAY,
             ),
             ("reconcile_every", self.reconcile_every, some..=HOUR),
+            ("probe_every", self.probe_every, some..=HOUR),
         ];
         for (key, delay, allowed) in delays {
             if !allowed.contains(&delay) {

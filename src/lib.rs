@@ -133,6 +133,12 @@
 //! with a crash behind them run one at a time in a worker, so that the next death has one suspect, and one that was merely
 //! received when the process died is not counted again. After `crash_limit` crashes the job is parked.
 //!
+//! **The brake.** After `brake_after` failures of one handler in a row, of more than one job, an outage elsewhere is likely,
+//! and would use up everybody's attempts. That handler's tasks are then *deferred*: written and copied as a failure is, with
+//! the next generation and a due time, but without a failure, and with the attempt that was begun given back. One task at a
+//! time runs all the same, as a probe, at growing pauses; the first success, anybody's, lets everything run. A probe's failure
+//! is kept in the history and not counted. Each worker process has its own brakes and tells them with its heartbeat.
+//!
 //! **The reconciler** sends the message of every job that the ledger says is owed one: due and unheld (while messages wait
 //! in the work queue only after ten minutes, since its own is most likely among them), held by a dead worker, given up
 //! without a confirmed copy in the dead queue, or enqueued in SQL (`sent < 0`). One publish too many is harmless: it dies
@@ -156,6 +162,8 @@
 //! | a job always uses the same lane | any lane may write it | one large group costs less than two small ones, and a lane that has to wait holds up nobody |
 //! | a claim for every delivery | a job's first delivery is an admission, which shares a commit with advances | nothing is to be decided for a job that nobody knows; the claim is asked when it is known |
 //! | sqlx's pool for handlers' transactions | sessions of our own | the pool asks each connection once more after its use, one round trip a task |
+//! | a braked handler's tasks go to the rungs without running | they are claimed, and deferred in the ledger | only the claim knows which task is next, and people see why it waits |
+//! | any failures in a row brake a handler | those of more than one job | a job that always fails would hold up its handler, and never be parked |
 //! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
 //!
 //! # Speed
@@ -205,11 +213,14 @@
 //! Folders are the words above; imports go down only.
 //!
 //! - 0, words: [`job`] (ids, the message, statuses)
-//! - 1: [`retry`] (policy, ladder), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
+//! - 1: [`retry`] (policy, ladder, brake), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
 //!   topology, consuming, confirmed publishing)
 //! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`]
 //! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
 //! - 4: [`ops`] (for people: the command line)
+//!
+//! `deploy/postgres-roles.sql` and `deploy/rabbitmq-permissions.sh` give each user what it needs and no more; the tests' workers
+//! run under exactly these.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod broker;

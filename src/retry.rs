@@ -3,11 +3,18 @@
 //! The only place that names the `backoff` crate. Jitter is a property of the draw, never a per-message expiry: in one
 //! queue a long delay would block the short ones behind it, so every delay is a queue of its own (a *rung*), and
 //! neighbouring rungs are close enough that failures which happen together do not come back together.
+//!
+//! The brake, for outages elsewhere, is in a file of its own.
+
+mod brake;
 
 use std::time::Duration;
 
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff};
 use serde::Deserialize;
+
+pub use brake::BrakeState;
+pub(crate) use brake::{Brake, Failed, Pass};
 
 /// How often and how soon a task is tried again.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -488,6 +488,8 @@ pub struct HandlerOptions {
     pub retry: Option<RetryPolicy>,
     /// The time limit of one attempt; none by default.
     pub timeout: Option<Duration>,
+    /// After so many failures in a row it is braked, in place of the worker's `brake_after`; 0 never.
+    pub brake_after: Option<u32>,
 }
 
 /// A handler with its options.

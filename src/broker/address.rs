@@ -116,6 +116,16 @@ impl Address {
         self.uri.authority.port
     }
 
+    /// The user's name.
+    pub fn user(&self) -> &str {
+        &self.uri.authority.userinfo.username
+    }
+
+    /// Whether it is TLS that is spoken there.
+    pub(super) fn is_tls(&self) -> bool {
+        self.uri.scheme == AMQPScheme::AMQPS
+    }
+
     pub(super) fn uri(&self) -> AMQPUri {
         self.uri.clone()
     }

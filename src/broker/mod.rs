@@ -9,6 +9,7 @@
 //! - `settling` — which deliveries are settled, so that acknowledgements share frames.
 //! - `consume` — deliveries from the work queue, across reconnects, on a connection that never publishes.
 //! - `letter` — one message to be sent: fresh, or the copy of a delivery.
+//! - `health`, `management` — facts for whoever checks the broker, over AMQP and over its management API.
 //! - `publish` — confirmed sends, on a connection of their own: a broker that blocks publishers still takes acknowledgements.
 //!
 //! What is absent on purpose: no type of the AMQP client leaves this folder; the client's own recovery is off, since
@@ -20,7 +21,9 @@ mod connect;
 mod consume;
 mod delivery;
 mod error;
+mod health;
 mod letter;
+mod management;
 mod publish;
 mod settling;
 mod topology;
@@ -30,6 +33,8 @@ pub use connect::Identity;
 pub use consume::Consumer;
 pub use delivery::{Delivery, Marks, Settled};
 pub use error::{BrokerError, SendError};
+pub(crate) use health::{BrokerHealth, Publishing, look, version};
 pub use letter::Letter;
+pub(crate) use management::{ManagedQueue, Management, Node, Permission};
 pub use publish::Publisher;
 pub use topology::{Place, QueueSpec, QueueState, Topology};

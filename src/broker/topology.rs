@@ -75,6 +75,13 @@ pub enum QueueState {
         /// Consumers of it.
         consumers: u32,
     },
+    /// There; its arguments cannot be compared, since this user may not declare queues.
+    Unproven {
+        /// Messages that wait in it; those at a worker are not counted.
+        ready: u32,
+        /// Consumers of it.
+        consumers: u32,
+    },
     /// Not there, or not as it must be; the error says what to do.
     Wrong(BrokerError),
 }
@@ -252,13 +259,21 @@ impl Topology {
         identity: &Identity,
     ) -> Result<Vec<(QueueSpec, QueueState)>, BrokerError> {
         let link = Link::open(address, identity, "inspect").await?;
-        let found = stream::iter(self.queues())
-            .map(|queue| inspect_one(&link, queue))
-            .buffered(DECLARED_AT_ONCE)
-            .try_collect()
-            .await;
+        let found = self.inspect_on(&link).await;
         link.close().await;
         found
+    }
+
+    /// As [`inspect`](Self::inspect), on an open connection.
+    pub(super) async fn inspect_on(
+        &self,
+        link: &Link,
+    ) -> Result<Vec<(QueueSpec, QueueState)>, BrokerError> {
+        stream::iter(self.queues())
+            .map(|queue| inspect_one(link, queue))
+            .buffered(DECLARED_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// As [`declare`](Self::declare), on an open connection.
@@ -338,8 +353,11 @@ async fn inspect_one(
     queue: QueueSpec,
 ) -> Result<(QueueSpec, QueueState), BrokerError> {
     let mut found = declare_one(link, &queue, Declare::Find).await;
-    if found.is_ok() {
+    if let Ok((ready, consumers)) = found {
         found = declare_one(link, &queue, Declare::Make).await;
+        if let Err(BrokerError::Denied { .. }) = found {
+            return Ok((queue, QueueState::Unproven { ready, consumers }));
+        }
     }
     match found {
         Ok((ready, consumers)) => Ok((queue, QueueState::Right { ready, consumers })),

@@ -466,6 +466,8 @@ mod tests {
         heartbeat = "1s"
         patience = "10s"
         crash_limit = 4
+        brake_after = 50
+        probe_every = "1m"
         hand_over_after = "10m"
         reconcile_every = "2s"
         lanes = 3
@@ -488,6 +490,7 @@ mod tests {
         output_limit = 1000
         timeout = "2m"
         max_attempts = 5
+        brake_after = 0
 
         [handlers.upload_image.retry]
         initial = "5s"
@@ -520,6 +523,10 @@ mod tests {
         assert_eq!(config.patience, Duration::from_secs(10));
         assert_eq!(config.hand_over_after, Duration::from_secs(600));
         assert_eq!(config.reconcile_every, Duration::from_secs(2));
+        assert_eq!(
+            (config.brake_after, config.probe_every),
+            (50, Duration::from_secs(60))
+        );
         assert_eq!(config.ladder.rungs().len(), 2);
         let expected = RetryPolicy {
             max_attempts: 7,
@@ -541,6 +548,7 @@ mod tests {
             (["TOKEN".to_owned()].as_slice(), Some(1000))
         );
         assert_eq!(upload.options.timeout, Some(Duration::from_secs(120)));
+        assert_eq!(upload.options.brake_after, Some(0));
         let own = RetryPolicy {
             max_attempts: 5,
             initial: Duration::from_secs(5),

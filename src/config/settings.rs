@@ -59,6 +59,14 @@ pub(super) const WORKER: &[Key<Config>] = &[
         set: |config, given| given.whole().map(|number| config.crash_limit = number),
     },
     Key {
+        name: "brake_after",
+        set: |config, given| given.whole().map(|number| config.brake_after = number),
+    },
+    Key {
+        name: "probe_every",
+        set: |config, given| given.duration().map(|delay| config.probe_every = delay),
+    },
+    Key {
         name: "hand_over_after",
         set: |config, given| given.duration().map(|delay| config.hand_over_after = delay),
     },
@@ -161,6 +169,14 @@ pub(super) const HANDLER: &[Key<HandlerConfig>] = &[
             given
                 .duration()
                 .map(|delay| handler.options.timeout = Some(delay))
+        },
+    },
+    Key {
+        name: "brake_after",
+        set: |handler, given| {
+            given
+                .whole()
+                .map(|number| handler.options.brake_after = Some(number))
         },
     },
 ];

@@ -112,7 +112,7 @@ impl Verb for Fail {
 const LONGEST_ERROR: usize = 16 * 1024;
 
 /// The error as Postgres can keep it: no NUL, not empty, not endless.
-fn storable(error: &str) -> String {
+pub(super) fn storable(error: &str) -> String {
     let mut text = error.replace('\0', "\u{fffd}");
     if text.len() > LONGEST_ERROR {
         text.truncate(text.floor_char_boundary(LONGEST_ERROR));

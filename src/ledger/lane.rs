@@ -27,6 +27,7 @@ use super::{
     Holder, LedgerError,
     claim::Claim,
     connect::{LedgerAddress, Recovery, sentence},
+    defer::Defer,
     fail::Fail,
     release::Release,
     sent::Sent,
@@ -91,6 +92,7 @@ pub(crate) enum Write {
     Step(Waiting<Step>),
     Claim(Waiting<Claim>),
     Fail(Waiting<Fail>),
+    Defer(Waiting<Defer>),
     Release(Waiting<Release>),
     Sent(Waiting<Sent>),
 }
@@ -104,7 +106,7 @@ macro_rules! writes {
         })+
     };
 }
-writes!(Step, Claim, Fail, Release, Sent);
+writes!(Step, Claim, Fail, Defer, Release, Sent);
 
 /// All lanes of a process.
 #[derive(Clone)]
@@ -210,19 +212,21 @@ struct Lane {
 impl Lane {
     /// Writes all of it.
     async fn write(mut self, arrived: Vec<Write>) -> Self {
-        let (mut steps, mut claims, mut fails, mut releases, mut sents) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut steps, mut claims, mut fails) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut defers, mut releases, mut sents) = (Vec::new(), Vec::new(), Vec::new());
         for write in arrived {
             match write {
                 Write::Step(waiting) => steps.push(waiting),
                 Write::Claim(waiting) => claims.push(waiting),
                 Write::Fail(waiting) => fails.push(waiting),
+                Write::Defer(waiting) => defers.push(waiting),
                 Write::Release(waiting) => releases.push(waiting),
                 Write::Sent(waiting) => sents.push(waiting),
             }
         }
         self.write_group(steps).await;
         self.write_group(fails).await;
+        self.write_group(defers).await;
         self.write_group(releases).await;
         self.write_group(claims).await;
         self.write_group(sents).await;

@@ -5,10 +5,13 @@ mod bench;
 mod cancel;
 mod claim;
 mod connect;
+mod defer;
 mod due;
 mod fail;
+mod health;
 mod lane;
 mod message;
+mod plans;
 mod presence;
 mod read;
 mod release;
@@ -38,8 +41,13 @@ pub use transaction::{HandlerTransaction, Transaction};
 pub(crate) use advance::{Advance, Committed, Next, Stand, Written};
 pub(crate) use bench::{Audit, Bench, EffectsTable, Updates, Watcher};
 pub(crate) use claim::{Answer, Claim, Claimed, Way};
+pub(crate) use defer::Defer;
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
+pub(crate) use health::{
+    Backlog, Duty, Health, Lacking, ParkedGroup, Server, Suspect, Table, WorkerFacts,
+};
+pub(crate) use plans::Plan;
 pub(crate) use presence::{About, Presence};
 use release::Release;
 use step::{Step, Stepped};
@@ -205,6 +213,11 @@ impl Ledger {
     /// An attempt failed.
     pub(crate) async fn fail(&self, fail: Fail) -> Result<Written, LedgerError> {
         self.lanes.write(fail).await
+    }
+
+    /// A task is put off; the attempt that was begun does not count.
+    pub(crate) async fn defer(&self, defer: Defer) -> Result<Written, LedgerError> {
+        self.lanes.write(defer).await
     }
 
     /// An attempt is cut short and does not count.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     job::{Epoch, JobId},
-    retry::RetryPolicy,
+    retry::{BrakeState, RetryPolicy},
 };
 
 /// What a worker says of itself.
@@ -41,6 +41,8 @@ pub(crate) struct Presence {
     /// How long a beat may take before its session is given up: well below the patience of others.
     no_answer: Duration,
     present: watch::Sender<bool>,
+    /// The handlers that are braked, as JSON; told with each beat.
+    brakes: Option<String>,
 }
 
 /// How long a heartbeat may take before its session is given up; short, since a session that hangs is no witness.
@@ -58,7 +60,7 @@ VALUES ($1, $2, $3, $4, $5, make_interval(secs => $6)) RETURNING id";
 /// Which of these runs are no longer ours: cancelled, or taken over.
 const BEAT: &str = r"
 WITH beat AS (
-    UPDATE cliquet.workers SET seen_at = clock_timestamp() WHERE id = $1
+    UPDATE cliquet.workers SET seen_at = clock_timestamp(), brakes = $4::jsonb WHERE id = $1
 )
 SELECT v.job_id, v.epoch
   FROM unnest($2::uuid[], $3::int8[]) AS v (job_id, epoch)
@@ -129,6 +131,7 @@ impl Presence {
             session: None,
             no_answer: NO_ANSWER.min(about.patience / 3),
             present: watch::Sender::new(false),
+            brakes: None,
         };
         presence.lock(session).await?;
         Ok(presence)
@@ -141,6 +144,14 @@ impl Presence {
     /// `true` while the lock is held.
     pub(crate) fn watch(&self) -> watch::Receiver<bool> {
         self.present.subscribe()
+    }
+
+    /// The brakes that are on, which the next beat tells.
+    pub(crate) fn tell_brakes(&mut self, on: &[BrakeState]) {
+        self.brakes = match on {
+            [] => None,
+            on => serde_json::to_string(on).ok(),
+        };
     }
 
     /// One heartbeat. Answers with those of the running jobs that are no longer this worker's; takes the lock again, and
@@ -198,6 +209,7 @@ impl Presence {
             .bind(self.holder.id)
             .bind(running.iter().map(|(job, _)| job.0).collect::<Vec<_>>())
             .bind(running.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>())
+            .bind(&self.brakes)
             .fetch_all(session)
             .await?;
         rows.iter()

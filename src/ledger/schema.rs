@@ -10,7 +10,7 @@ use sqlx::{
 use super::{LedgerError, connect::LedgerAddress};
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 8] = [
+const MIGRATIONS: [(i64, &str, &str); 9] = [
     (
         1,
         "jobs and tasks",
@@ -50,6 +50,11 @@ const MIGRATIONS: [(i64, &str, &str); 8] = [
         8,
         "rows are whole",
         include_str!("../../migrations/0008_rows_are_whole.sql"),
+    ),
+    (
+        9,
+        "brakes",
+        include_str!("../../migrations/0009_brakes.sql"),
     ),
 ];
 
@@ -123,6 +128,11 @@ pub async fn check(address: &LedgerAddress) -> Result<(), LedgerError> {
         "the database {address} is not migrated: missing {}. Run `cliquet migrate` with the same DATABASE_URL",
         missing.join(", ")
     )))
+}
+
+/// The newest migration that this binary knows.
+pub(super) fn newest() -> i64 {
+    MIGRATIONS.last().map_or(0, |(version, ..)| *version)
 }
 
 fn migrations() -> Vec<Migration> {

@@ -8,6 +8,7 @@
 
 mod bench;
 mod cancel;
+mod doctor;
 mod failure;
 mod jobs;
 mod migrate;
@@ -115,6 +116,9 @@ enum Command {
     /// The worker of a benchmark: a process of its own, so that it is measured alone
     #[command(hide = true)]
     BenchWorker(bench::BenchWorker),
+    /// Find what is wrong with services, workers and jobs, and what to do
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::Doctor),
     /// Make or look at the queues in RabbitMQ
     #[command(after_help = topology::HELP)]
     Topology(topology::Topology),
@@ -154,6 +158,7 @@ impl Cli {
             Command::Migrate => migrate::run(desk).await,
             Command::Bench(command) => command.run(desk).await,
             Command::BenchWorker(command) => command.run(desk).await,
+            Command::Doctor(command) => command.run(desk).await,
             Command::Topology(command) => command.run(desk).await,
         }
     }

@@ -41,7 +41,7 @@ struct QueueLine<'a> {
     queue: &'a str,
     role: &'a str,
     arguments: &'a Map<String, Value>,
-    /// `declared`, `right`, `missing` or `wrong`.
+    /// `declared`, `right`, `unproven` (there, and not to be compared by this user), `missing` or `wrong`.
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     ready: Option<u32>,
@@ -106,6 +106,9 @@ async fn verify(mut desk: Desk) -> Result<ExitCode, Failure> {
         let (word, ready, consumers, error) = match state {
             QueueState::Right { ready, consumers } => {
                 ("right", Some(*ready), Some(*consumers), None)
+            }
+            QueueState::Unproven { ready, consumers } => {
+                ("unproven", Some(*ready), Some(*consumers), None)
             }
             QueueState::Wrong(BrokerError::Missing { .. }) => {
                 missing += 1;

@@ -1,12 +1,16 @@
-//! The two ways in which an attempt enters the ledger: committed as SUCCESS, or written as a failure.
+//! How an attempt enters the ledger: committed as SUCCESS, written as a failure, or, while its handler is braked, put off.
 
 use serde_json::value::RawValue;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::{Crew, run::RunEnd};
+use super::{
+    Crew,
+    brake::{Go, Wait},
+    run::RunEnd,
+};
 use crate::{
     job::JobMessage,
-    ledger::{Advance, Claimed, Committed, Fail, LedgerError, Next, Open, Stand, Written},
+    ledger::{Advance, Claimed, Committed, Defer, Fail, LedgerError, Next, Open, Stand, Written},
     task::{TaskError, WhatNext},
 };
 
@@ -45,6 +49,43 @@ pub(super) async fn commit(
         Committed::Unknown(sentence) => crew.ledger.fate(stand).await.ok_or_else(|| {
             TaskError::retry(format!("the connection to Postgres died before the task's transaction was committed: {sentence}"))
         }),
+    }
+}
+
+/// What the failure of an attempt leads to: one that is a probe of a braked handler is put off, any other is written.
+pub(super) async fn failed(
+    crew: &Crew,
+    claimed: &Claimed,
+    stand: Stand,
+    message: &JobMessage,
+    error: TaskError,
+    go: Go<'_>,
+) -> RunEnd {
+    match go.failed(stand.job, &error) {
+        Some(wait) => defer(crew, claimed, stand, wait).await,
+        None => fail(crew, claimed, stand, message, error, None).await,
+    }
+}
+
+/// Puts a task of a braked handler off; it waits on a rung, and no attempt is used up.
+pub(super) async fn defer(crew: &Crew, claimed: &Claimed, stand: Stand, wait: Wait) -> RunEnd {
+    let rung = crew.config.ladder.snap(wait.delay);
+    debug!(
+        job.id = %stand.job, task.position = stand.position, delay_ms = rung.delay().as_millis() as u64,
+        "the task waits: its handler is braked"
+    );
+    let write = Defer {
+        stand,
+        reason: wait.sentence,
+        retry_in: rung.delay(),
+        failure: wait.probe,
+    };
+    match crew.ledger.defer(write).await {
+        Ok(Written::Committed) => RunEnd::Retrying {
+            generation: claimed.generation.next(),
+            rung,
+        },
+        Ok(Written::Fenced) | Err(_) => RunEnd::Fenced,
     }
 }
 

@@ -6,18 +6,20 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{in_hand::InHand, settlement::give_back};
+use super::{brake::Brakes, in_hand::InHand, settlement::give_back};
 use crate::ledger::{Ledger, Presence};
 
 /// Beats until `stop`, then says goodbye.
 pub(super) async fn beat(
     in_hand: InHand,
+    brakes: Brakes,
     ledger: Ledger,
     mut presence: Presence,
     every: Duration,
     stop: CancellationToken,
 ) {
     loop {
+        presence.tell_brakes(&brakes.on());
         for (job, epoch) in presence.beat(&in_hand.running()).await {
             // Most often the run has ended since the list was made.
             if in_hand.cancel(job, epoch) {

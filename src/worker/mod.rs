@@ -1,10 +1,11 @@
 //! The story: a worker receives deliveries, bounds how many jobs run, and drains when it is asked to stop.
 //!
 //! In reading order: `delivery` (one delivery: decode, claim, run, settle), `run` (one job, task after task),
-//! `attempt` (one execution of a task), `commit` (how it enters the ledger), `settlement` (what follows, decided and
+//! `attempt` (one execution of a task), `brake` (whether a handler's tasks run at all), `commit` (how it enters the ledger), `settlement` (what follows, decided and
 //! done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`.
 
 mod attempt;
+mod brake;
 mod builder;
 mod commit;
 mod delivery;
@@ -35,6 +36,7 @@ use crate::{
     ledger::{About, Ledger, LedgerAddress, Presence, Tally},
     task::{Registry, State},
 };
+use brake::Brakes;
 use in_hand::InHand;
 
 /// How long after the drain's deadline the cut attempts have to be handed back, before the worker leaves them to the
@@ -166,9 +168,11 @@ impl Worker {
             presence.watch(),
             CancellationToken::new(),
         );
+        let brakes = Brakes::new(&registry, &config);
         let beating = stop.clone().drop_guard();
         let heartbeat = tokio::spawn(heartbeat::beat(
             in_hand.clone(),
+            brakes.clone(),
             ledger.clone(),
             presence,
             config.heartbeat,
@@ -192,6 +196,7 @@ impl Worker {
             suspects: Arc::new(Semaphore::new(1)),
             present,
             in_hand,
+            brakes,
             drain: CancellationToken::new(),
             deadline: CancellationToken::new(),
             leaving: CancellationToken::new(),
@@ -226,6 +231,7 @@ struct Crew {
     ledger: Ledger,
     publisher: Publisher,
     in_hand: InHand,
+    brakes: Brakes,
     /// One permit for each job that runs.
     places: Arc<Semaphore>,
     /// One permit for all jobs with a crash behind them.

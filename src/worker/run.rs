@@ -7,7 +7,7 @@ use tracing::{Instrument, info_span, warn};
 use super::{
     Alone, Crew,
     attempt::{Ended, attempt},
-    commit::{commit, fail},
+    commit::{commit, defer, fail, failed},
     in_hand::Run,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 pub(super) enum RunEnd {
     /// Every task is SUCCESS.
     Finished,
-    /// A task failed; the job is due after the rung's delay.
+    /// A task failed, or its handler is braked; the job is due after the rung's delay.
     Retrying { generation: Generation, rung: Rung },
     /// A task failed for good.
     GivenUp {
@@ -68,6 +68,10 @@ pub(super) async fn run(
         if !crew.may_start(run).await {
             return hand_back(crew, stand, RunEnd::HandedBack).await;
         }
+        let go = match crew.brakes.ask(&spec.handler) {
+            Ok(go) => go,
+            Err(wait) => return defer(crew, &claimed, stand, wait).await,
+        };
         let span = info_span!(
             "task", job.id = %stand.job, task.position = stand.position, task.handler = spec.handler, task.attempt = stand.attempt
         );
@@ -86,7 +90,7 @@ pub(super) async fn run(
                 result,
                 transaction,
             } => (result, transaction),
-            Ended::Failed(error) => return fail(crew, &claimed, stand, message, error, None).await,
+            Ended::Failed(error) => return failed(crew, &claimed, stand, message, error, go).await,
             Ended::CutShort => return hand_back(crew, stand, RunEnd::HandedBack).await,
             Ended::Lost => return RunEnd::Fenced,
         };
@@ -98,9 +102,9 @@ pub(super) async fn run(
             false => Next::Task,
         };
         match commit(crew, stand, result.clone(), transaction, next).await {
-            Ok(Written::Committed) => {}
+            Ok(Written::Committed) => go.succeeded(),
             Ok(Written::Fenced) => return RunEnd::Fenced,
-            Err(error) => return fail(crew, &claimed, stand, message, error, None).await,
+            Err(error) => return failed(crew, &claimed, stand, message, error, go).await,
         }
         match next {
             Next::Finish => return RunEnd::Finished,

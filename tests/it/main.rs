@@ -3,14 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bench;
+mod brake;
 mod broker;
 mod cli;
 mod context;
 mod death;
+mod doctor;
 mod exec;
 mod house;
 mod order;
 mod outage;
+mod privileges;
 mod repair;
 mod resume;
 mod retry;

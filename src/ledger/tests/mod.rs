@@ -3,6 +3,7 @@
 mod advance;
 mod cancel;
 mod claim;
+mod defer;
 mod due;
 mod fail;
 mod group;

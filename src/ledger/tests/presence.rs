@@ -49,6 +49,28 @@ async fn each_beat_is_seen() {
 }
 
 #[tokio::test]
+async fn a_beat_tells_which_handlers_are_braked() {
+    let database = Database::new().await;
+    let mut ada = database.worker("ada").await;
+    let on = crate::retry::BrakeState {
+        handler: "upload".into(),
+        failures: 20,
+        on_for_ms: 1_000,
+        failed_probes: 2,
+        next_probe_ms: 500,
+        probing: false,
+        last_error: "away".into(),
+    };
+    let told = "SELECT coalesce(brakes #>> '{0,handler}', 'none') FROM cliquet.workers";
+    ada.presence.tell_brakes(&[on]);
+    ada.presence.beat(&[]).await;
+    assert_eq!(database.value::<String>(told).await, "upload");
+    ada.presence.tell_brakes(&[]);
+    ada.presence.beat(&[]).await;
+    assert_eq!(database.value::<String>(told).await, "none");
+}
+
+#[tokio::test]
 async fn a_beat_names_the_runs_that_are_no_longer_ours() {
     let database = Database::new().await;
     let (mut ada, bob) = (database.worker("ada").await, database.worker("bob").await);

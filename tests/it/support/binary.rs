@@ -21,6 +21,8 @@ use super::{Queues, eventually, stage::Stage, stage::WorkerProcess};
 pub struct Binary {
     folder: PathBuf,
     environment: Vec<(String, String)>,
+    /// What is different for `cliquet work`: the addresses, with a worker's rights.
+    worker: Vec<(&'static str, String)>,
 }
 
 /// How a command ended, and what it said.
@@ -53,6 +55,10 @@ impl Binary {
     pub fn on(stage: &Stage, handlers: &str) -> Self {
         let mut binary = Self::with(&stage.queues, handlers);
         binary.set("DATABASE_URL", &stage.database);
+        binary.worker = vec![
+            ("DATABASE_URL", stage.worker_database.clone()),
+            ("AMQP_URL", stage.worker_amqp_url.clone()),
+        ];
         binary
     }
 
@@ -95,6 +101,7 @@ max = "1s"
         Self {
             folder,
             environment,
+            worker: Vec::new(),
         }
     }
 
@@ -188,6 +195,7 @@ max = "1s"
         let mut command = self.command(&["work", "--config", "cliquet.toml"]);
         command
             .args(options)
+            .envs(self.worker.iter().cloned())
             .stdout(Stdio::null())
             .stderr(File::create(self.folder.join("log")).unwrap());
         WorkerProcess::of(command.spawn().unwrap())

@@ -16,7 +16,7 @@ use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
-use super::{Queues, amqp_url, database_url, eventually};
+use super::{Queues, amqp_url, database_url, eventually, privileges};
 
 /// What the scripted handlers share with the test, in the test's own database, so that workers in other processes share
 /// it too: who was called, and the gates at which they wait.
@@ -83,8 +83,8 @@ impl Script {
     }
 
     /// The scripted handler: its input lists what each attempt does; the last entry holds for all that follow.
-    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `gate:NAME`, `write` (a row in its transaction),
-    /// `write-fail`, `write-gate:NAME`.
+    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `gate:NAME`, `needs:GATE` (fails while it is not open),
+    /// `write` (a row in its transaction), `write-fail`, `write-gate:NAME`.
     async fn act(self, task: TaskContext) -> Result<Value, TaskError> {
         let attempt = task.attempt();
         sqlx::query("INSERT INTO calls (job_id, position, attempt, pid) VALUES ($1, $2, $3, $4)")
@@ -112,6 +112,13 @@ impl Script {
                 ));
             }
             "gate" => self.stand_at(rest).await?,
+            "needs" => {
+                let open = sqlx::query("SELECT FROM gates WHERE name = $1 AND open")
+                    .bind(rest)
+                    .fetch_optional(&self.0)
+                    .await?;
+                open.ok_or_else(|| TaskError::retry(format!("{rest} is away")))?;
+            }
             "write" | "write-fail" | "write-gate" => {
                 let mut tx = task.transaction().await?;
                 sqlx::query("INSERT INTO effects (job_id, position) VALUES ($1, $2)")
@@ -143,6 +150,9 @@ pub struct Stage {
     pub script: Script,
     pub database: String,
     pub pool: PgPool,
+    /// Its services as workers meet them: with a worker's rights, and no more.
+    pub worker_database: String,
+    pub worker_amqp_url: String,
     name: String,
     server: String,
 }
@@ -167,16 +177,24 @@ impl Stage {
             .unwrap_or_else(|error| {
                 panic!("Postgres at DATABASE_URL does not answer ({error}): run `deploy/dev up`")
             });
-        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
-            .execute(&mut admin)
-            .await
-            .unwrap();
+        // A user's own schema comes first by default, and a user called `cliquet` would make the test's tables in cliquet's.
+        for statement in [
+            format!("CREATE DATABASE {name}"),
+            format!("ALTER DATABASE {name} SET search_path = public"),
+        ] {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
+                .execute(&mut admin)
+                .await
+                .unwrap();
+        }
         let mut url = url::Url::parse(database_url).unwrap();
         url.set_path(&name);
         let database = url.to_string();
         ledger::migrate(&LedgerAddress::parse(&database).unwrap())
             .await
             .unwrap();
+        let worker_database = privileges::database_as(&database, "cliquet_worker").await;
+        let worker_amqp_url = worker_of(amqp_url).await;
         let pool = sqlx::postgres::PgPoolOptions::new()
             .max_connections(4)
             .connect(&database)
@@ -188,6 +206,8 @@ impl Stage {
             script: Script(pool.clone()),
             database,
             pool,
+            worker_database,
+            worker_amqp_url,
             name,
             server: database_url.to_owned(),
         }
@@ -203,8 +223,8 @@ impl Stage {
             .iter()
             .map(|rung| rung.delay());
         quick(
-            &self.queues.amqp_url,
-            &self.database,
+            &self.worker_amqp_url,
+            &self.worker_database,
             &self.queues.name(Place::Work),
             Ladder::new(ladder).unwrap(),
         )
@@ -232,8 +252,9 @@ impl Stage {
                 "--nocapture",
                 "--test-threads=1",
             ])
-            .env("STAGE_AMQP", &self.queues.amqp_url)
+            .env("STAGE_AMQP", &self.worker_amqp_url)
             .env("STAGE_DATABASE", &self.database)
+            .env("STAGE_WORKER_DATABASE", &self.worker_database)
             .env("STAGE_QUEUE", self.queues.name(Place::Work))
             .env("STAGE_LADDER", ladder.join(","))
             .env("STAGE_NAME", name)
@@ -364,6 +385,13 @@ impl Stage {
     }
 }
 
+/// The broker's address for a worker of the tests, which makes its queues.
+async fn worker_of(amqp_url: &str) -> String {
+    let permissions = privileges::permissions(&["--json", "--prefix", "t-", "worker", "ada"]);
+    let worker = privileges::broker_as(amqp_url, "cliquet_test_worker", &permissions).await;
+    worker.unwrap_or_else(|| amqp_url.to_owned())
+}
+
 /// Settings that make a test quick. The worker is called as its queue, so that its connections can be told from others'.
 fn quick(amqp_url: &str, database: &str, queue: &str, ladder: Ladder) -> Config {
     Config {
@@ -384,6 +412,7 @@ fn quick(amqp_url: &str, database: &str, queue: &str, ladder: Ladder) -> Config 
         heartbeat: Duration::from_millis(300),
         patience: Duration::from_secs(3),
         reconcile_every: Duration::from_millis(500),
+        probe_every: Duration::from_millis(400),
         lanes: 2,
         publishers: 2,
         handler_connections: 4,
@@ -424,7 +453,7 @@ async fn a_worker_process() {
         .collect();
     let mut config = quick(
         &variable("STAGE_AMQP"),
-        &database,
+        &variable("STAGE_WORKER_DATABASE"),
         &variable("STAGE_QUEUE"),
         Ladder::try_from(ladder).unwrap(),
     );

@@ -1,0 +1,110 @@
+-- Least privilege in Postgres: who migrates, who runs jobs, who enqueues them, who looks.
+--
+--   psql "$ADMIN_URL" -v ON_ERROR_STOP=1 -f deploy/postgres-roles.sql
+--
+-- As a superuser (or as one who may create roles and owns the database), in the database that holds the ledger: once
+-- before the first `cliquet migrate`, and again after each. It may be run at any time: it makes what is missing, takes
+-- away what is too much, and leaves everything outside the schema `cliquet` alone.
+--
+-- The four roles are for membership and cannot log in. Programs log in as users of their own, which are members:
+--
+--   CREATE ROLE shop_worker   LOGIN PASSWORD '…' IN ROLE cliquet_worker;      -- cliquet work, cliquet doctor
+--   CREATE ROLE shop_backend  LOGIN PASSWORD '…' IN ROLE cliquet_publisher;   -- enqueues jobs within its own transactions
+--   CREATE ROLE shop_support  LOGIN PASSWORD '…' IN ROLE cliquet_reader;      -- cliquet jobs, show
+--   CREATE ROLE shop_operator LOGIN PASSWORD '…' IN ROLE cliquet_reader, cliquet_worker;  -- and retry, cancel
+--   CREATE ROLE shop_migrator LOGIN PASSWORD '…' IN ROLE cliquet_owner;       -- cliquet migrate
+--   ALTER ROLE shop_migrator SET role = 'cliquet_owner';                      -- so that the tables are cliquet_owner's
+--
+-- What handlers write through their transactions is yours: grant the worker's user what your own tables need.
+
+-- 1. The roles. They belong to the whole server, so somebody may be making them for another database at this moment.
+
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['cliquet_owner', 'cliquet_worker', 'cliquet_publisher', 'cliquet_reader'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+        END IF;
+    END LOOP;
+EXCEPTION
+    WHEN duplicate_object OR unique_violation THEN
+        RAISE NOTICE 'the roles are being made by somebody else';
+END
+$$;
+
+-- 2. The owner. CREATE on the database is for the migrator's CREATE SCHEMA IF NOT EXISTS, which asks for it even if the
+--    schema is there. What was migrated by another role becomes the owner's.
+
+DO $$
+DECLARE
+    object record;
+BEGIN
+    EXECUTE format('GRANT CREATE ON DATABASE %I TO cliquet_owner', current_database());
+    CREATE SCHEMA IF NOT EXISTS cliquet;
+    ALTER SCHEMA cliquet OWNER TO cliquet_owner;
+    FOR object IN
+        SELECT 'TABLE' AS kind, class.oid::regclass::text AS name
+          FROM pg_class class WHERE class.relnamespace = 'cliquet'::regnamespace AND class.relkind IN ('r', 'p')
+        UNION ALL
+        SELECT 'TYPE', type.oid::regtype::text
+          FROM pg_type type WHERE type.typnamespace = 'cliquet'::regnamespace AND type.typtype IN ('e', 'd')
+        UNION ALL
+        SELECT 'FUNCTION', proc.oid::regprocedure::text
+          FROM pg_proc proc WHERE proc.pronamespace = 'cliquet'::regnamespace
+    LOOP
+        EXECUTE format('ALTER %s %s OWNER TO cliquet_owner', object.kind, object.name);
+    END LOOP;
+END
+$$;
+
+-- 3. The schema. Without it none of the other rights is of any use.
+
+REVOKE ALL ON SCHEMA cliquet FROM PUBLIC;
+GRANT USAGE ON SCHEMA cliquet TO cliquet_worker, cliquet_publisher, cliquet_reader;
+
+-- 4. Migrations to come: between `cliquet migrate` and this file's next run a new table can be read by readers, and be
+--    read, added to and changed by workers. Then it is given exactly what it needs.
+
+ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT SELECT ON TABLES TO cliquet_reader;
+ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT SELECT, INSERT, UPDATE ON TABLES TO cliquet_worker;
+ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT EXECUTE ON FUNCTIONS TO cliquet_worker;
+-- Everybody may execute a new function unless this is said for the owner as a whole.
+ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+
+-- 5. What is there now, exactly.
+
+REVOKE ALL ON ALL TABLES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
+
+GRANT SELECT ON ALL TABLES IN SCHEMA cliquet TO cliquet_reader;
+
+DO $$
+BEGIN
+    IF to_regclass('cliquet.workers') IS NULL THEN
+        RAISE NOTICE 'cliquet is not migrated here yet: run `cliquet migrate` as a member of cliquet_owner, then this file again';
+        RETURN;
+    END IF;
+
+    -- A worker makes jobs from messages and writes how they go on. It can change neither what a job is (its kind, payload
+    -- and tasks) nor what has failed, and deletes nothing but the rows of workers that are long dead.
+    GRANT SELECT, INSERT ON cliquet.jobs, cliquet.tasks TO cliquet_worker;
+    GRANT UPDATE (epoch, generation, sent, holder, started_at, finished_at, next_attempt_at, attempts, status, fingerprint, error)
+        ON cliquet.jobs TO cliquet_worker;
+    GRANT UPDATE (epoch, started_at, finished_at, attempt, crashes, status, result, error) ON cliquet.tasks TO cliquet_worker;
+    GRANT INSERT ON cliquet.failures TO cliquet_worker;
+    GRANT SELECT, INSERT, DELETE ON cliquet.workers TO cliquet_worker;
+    GRANT UPDATE (locked_at, seen_at, stopped_at, cleared_at, brakes) ON cliquet.workers TO cliquet_worker;
+    GRANT SELECT ON cliquet.migrations TO cliquet_worker;
+    GRANT EXECUTE ON FUNCTION cliquet.succeed TO cliquet_worker;
+
+    -- A publisher puts a job and its tasks in, within its own transaction, and reads nothing of others' jobs. That it sees
+    -- the ids is for ON CONFLICT (id) DO NOTHING: the same id twice is one job.
+    GRANT INSERT (id, epoch, generation, sent, next_attempt_at, total, status, queue, kind, payload), SELECT (id)
+        ON cliquet.jobs TO cliquet_publisher;
+    GRANT INSERT (job_id, position, handler, label, input, max_attempts, timeout_ms), SELECT (job_id, position)
+        ON cliquet.tasks TO cliquet_publisher;
+END
+$$;

@@ -1,0 +1,533 @@
+//! `cliquet doctor`: each finding is provoked for real, and where its remedy is a command, the command mends it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use cliquet::config::Config;
+use lapin::types::AMQPValue;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::support::{
+    Queues,
+    binary::{Binary, Ended},
+    eventually, rabbitmqctl,
+    services::Services,
+    stage::Stage,
+};
+
+/// Every check that there is.
+const CHECKS: [&str; 29] = [
+    "postgres.connection",
+    "postgres.version",
+    "postgres.writable",
+    "postgres.migrations",
+    "postgres.privileges",
+    "postgres.plans",
+    "postgres.durability",
+    "postgres.autovacuum",
+    "postgres.connections",
+    "postgres.transactions",
+    "rabbitmq.connection",
+    "rabbitmq.version",
+    "rabbitmq.publishing",
+    "rabbitmq.queues",
+    "rabbitmq.consumers",
+    "rabbitmq.dead_queue",
+    "rabbitmq.permissions",
+    "rabbitmq.consumer_timeout",
+    "rabbitmq.alarms",
+    "rabbitmq.nodes",
+    "rabbitmq.policies",
+    "workers.alive",
+    "workers.silent",
+    "workers.versions",
+    "workers.brakes",
+    "jobs.stuck",
+    "jobs.waiting",
+    "jobs.parked",
+    "jobs.suspects",
+];
+
+/// What a run found, by check; of several findings of one check, the last.
+struct Found(BTreeMap<String, Value>, Ended);
+
+impl Found {
+    fn state(&self, check: &str) -> &str {
+        self.0[check]["state"].as_str().unwrap()
+    }
+
+    /// What was found by a check that is not well, and its remedy.
+    #[track_caller]
+    fn told(&self, check: &str, state: &str) -> (&str, &str) {
+        let finding = &self.0[check];
+        assert_eq!(finding["state"], state, "{finding}");
+        let text = |key: &str| finding[key].as_str().unwrap_or_default();
+        (text("found"), text("remedy"))
+    }
+}
+
+/// Runs it; whatever it finds, it says something about every check, and its status is that of its findings.
+async fn examine(binary: &Binary) -> Found {
+    let ended = binary.run(&["doctor", "--json"]).await;
+    let findings: Vec<Value> = ended
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let mut order: Vec<_> = findings
+        .iter()
+        .map(|finding| finding["check"].as_str().unwrap())
+        .collect();
+    order.dedup();
+    assert_eq!(order, CHECKS, "{ended:?}");
+    for finding in &findings {
+        let state = finding["state"].as_str().unwrap();
+        assert!(["ok", "warning", "problem", "unchecked"].contains(&state));
+        assert!(!finding["found"].as_str().unwrap().is_empty());
+        let to_mend = matches!(state, "warning" | "problem");
+        assert_eq!(finding["remedy"].is_string(), to_mend, "{finding}");
+    }
+    let problems = findings.iter().any(|finding| finding["state"] == "problem");
+    assert_eq!(ended.code, Some(i32::from(problems)), "{ended:?}");
+    let found = findings
+        .iter()
+        .map(|finding| {
+            let check = finding["check"].as_str().unwrap().to_owned();
+            (check, finding.clone())
+        })
+        .collect();
+    Found(found, ended)
+}
+
+fn management_url() -> String {
+    std::env::var("RABBITMQ_MANAGEMENT_URL")
+        .expect("RABBITMQ_MANAGEMENT_URL is not set: `eval \"$(deploy/dev env)\"`")
+}
+
+async fn on(stage: &Stage, sql: String) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+        .execute(&stage.pool)
+        .await
+        .unwrap();
+}
+
+/// What a database says of itself.
+async fn database_name(stage: &Stage) -> String {
+    sqlx::query_scalar("SELECT current_database()::text")
+        .fetch_one(&stage.pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_that_works_has_no_problem() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:ok b:ok").await;
+    stage.reaches(job, "SUCCESS").await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("RABBITMQ_MANAGEMENT_URL", &management_url());
+    let found = examine(&binary).await;
+    assert_eq!(found.1.code, Some(0), "{:?}", found.1);
+    for check in CHECKS {
+        // Other tests use the same server, and its sessions, at the same time.
+        if !matches!(check, "postgres.connections" | "postgres.transactions") {
+            assert_eq!(found.state(check), "ok", "{}", found.0[check]);
+        }
+    }
+
+    // For people, with the same status; what is told nowhere else is missing without the management API.
+    let plain = Binary::on(&stage, "");
+    let ended = plain.run(&["doctor"]).await;
+    assert!(ended.err.contains("0 problems"), "{ended:?}");
+    let words = ended.done();
+    assert!(words.contains("ok         workers.alive"), "{words}");
+    assert!(words.contains("unchecked  rabbitmq.nodes"), "{words}");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_away_is_a_finding_and_the_other_is_examined() {
+    let stage = Stage::new().await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("DATABASE_URL", "postgres://ada:s3cret@127.0.0.1:1/shop");
+    let found = examine(&binary).await;
+    found.told("postgres.connection", "problem");
+    assert!(!found.1.out.contains("s3cret"));
+    assert_eq!(found.state("rabbitmq.queues"), "ok");
+    for check in CHECKS
+        .iter()
+        .filter(|check| !check.starts_with("rabbitmq."))
+    {
+        if *check != "postgres.connection" {
+            assert_eq!(found.state(check), "unchecked", "{check}");
+        }
+    }
+
+    let mut binary = Binary::on(&stage, "");
+    binary.set("AMQP_URL", "amqp://ada:s3cret@127.0.0.1:1");
+    binary.set("RABBITMQ_MANAGEMENT_URL", "http://ada:s3cret@127.0.0.1:1");
+    let found = examine(&binary).await;
+    found.told("rabbitmq.connection", "problem");
+    assert!(!found.1.out.contains("s3cret"));
+    assert_eq!(found.state("postgres.plans"), "ok");
+    assert_eq!(found.state("rabbitmq.nodes"), "unchecked");
+
+    let mut binary = Binary::on(&stage, "");
+    let wrong = stage.queues.amqp_url.replace("guest:guest", "guest:wrong");
+    binary.set("AMQP_URL", &wrong);
+    let found = examine(&binary).await;
+    let (words, _) = found.told("rabbitmq.connection", "problem");
+    assert!(words.contains("refuses the connection"), "{words}");
+    assert_eq!(found.state("rabbitmq.version"), "ok", "it is told to all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_settings_are_wrong_use() {
+    let queues = Queues::new().await;
+    let mut binary = Binary::with(&queues, "");
+    let said = binary.run(&["doctor"]).await.failed(2);
+    assert!(said.contains("DATABASE_URL is not set"), "{said}");
+    binary.set("DATABASE_URL", "postgres://ada:s3cret@127.0.0.1:1/shop");
+    binary.set("RABBITMQ_MANAGEMENT_URL", "https://ada:s3cret@rabbit");
+    let said = binary.run(&["doctor"]).await.failed(2);
+    assert!(
+        said.contains("RABBITMQ_MANAGEMENT_URL") && !said.contains("s3cret"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_that_are_missing_changed_or_newer_are_told_apart() {
+    let stage = Stage::new().await;
+    let binary = Binary::on(&stage, "");
+    on(&stage, "INSERT INTO cliquet.migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0)".into()).await;
+    let found = examine(&binary).await;
+    let (words, _) = found.told("postgres.migrations", "warning");
+    assert!(words.contains("9999 (later)"), "{words}");
+
+    on(
+        &stage,
+        "UPDATE cliquet.migrations SET checksum = '' WHERE version = 2".into(),
+    )
+    .await;
+    let found = examine(&binary).await;
+    let (words, _) = found.told("postgres.migrations", "problem");
+    assert!(words.contains("migrated by another build"), "{words}");
+
+    on(&stage, "DROP SCHEMA cliquet CASCADE".into()).await;
+    let found = examine(&binary).await;
+    let (words, remedy) = found.told("postgres.migrations", "problem");
+    assert!(words.contains("1 (jobs and tasks)"), "{words}");
+    assert!(remedy.starts_with("cliquet migrate"), "{remedy}");
+    binary.run(&["migrate"]).await.done();
+    assert_eq!(examine(&binary).await.state("postgres.migrations"), "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_privilege_that_is_lacking_is_named_with_the_grant_that_gives_it() {
+    let stage = Stage::new().await;
+    let role = format!("poor_{}", Uuid::new_v4().simple());
+    on(
+        &stage,
+        format!("CREATE ROLE {role} LOGIN PASSWORD 'poor'; GRANT USAGE ON SCHEMA cliquet TO {role};
+                 GRANT SELECT ON ALL TABLES IN SCHEMA cliquet TO {role}; GRANT INSERT, UPDATE ON cliquet.jobs, cliquet.tasks TO {role};
+                 GRANT INSERT, DELETE, UPDATE (seen_at) ON cliquet.workers TO {role}; REVOKE EXECUTE ON FUNCTION cliquet.succeed FROM PUBLIC"),
+    )
+    .await;
+    let mut url = url::Url::parse(&stage.database).unwrap();
+    url.set_username(&role).unwrap();
+    url.set_password(Some("poor")).unwrap();
+    let mut binary = Binary::on(&stage, "");
+    binary.set("DATABASE_URL", url.as_str());
+    let found = examine(&binary).await;
+    let (words, remedy) = found.told("postgres.privileges", "problem");
+    assert!(
+        words.ends_with(": INSERT on failures; UPDATE (locked_at, stopped_at, cleared_at, brakes) on workers; EXECUTE of succeed"),
+        "{words}"
+    );
+    assert_eq!(found.state("postgres.plans"), "unchecked");
+
+    let (_, grants) = remedy.split_once("or: ").unwrap();
+    on(&stage, grants.to_owned()).await;
+    let found = examine(&binary).await;
+    assert_eq!(found.state("postgres.privileges"), "ok");
+    assert_eq!(found.state("postgres.plans"), "ok");
+    on(&stage, format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_postgres_slow_or_forgetful_is_found() {
+    let stage = Stage::new().await;
+    let binary = Binary::on(&stage, "");
+    let name = database_name(&stage).await;
+    on(
+        &stage,
+        "ALTER TABLE cliquet.tasks DROP CONSTRAINT tasks_pkey; ALTER TABLE cliquet.jobs SET (autovacuum_enabled = off)".into(),
+    )
+    .await;
+    on(
+        &stage,
+        format!("ALTER DATABASE {name} SET synchronous_commit = off; ALTER DATABASE {name} SET default_transaction_read_only = on"),
+    )
+    .await;
+    let found = examine(&binary).await;
+    let (words, _) = found.told("postgres.plans", "problem");
+    assert!(words.contains("Seq Scan on tasks"), "{words}");
+    let (words, remedy) = found.told("postgres.autovacuum", "problem");
+    assert!(words.contains("for the table jobs"), "{words}");
+    let mend = remedy.to_owned();
+    let (words, _) = found.told("postgres.durability", "problem");
+    assert!(words.starts_with("synchronous_commit is off"), "{words}");
+    found.told("postgres.writable", "problem");
+
+    on(&stage, mend).await;
+    assert_eq!(examine(&binary).await.state("postgres.autovacuum"), "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_that_are_missing_or_wrong_are_named() {
+    let stage = Stage::new().await;
+    let binary = Binary::on(&stage, "");
+    let rung = stage.queues.rung(0);
+    stage.queues.delete(rung).await;
+    let found = examine(&binary).await;
+    let (words, remedy) = found.told("rabbitmq.queues", "problem");
+    assert!(words.contains(&stage.queues.name(rung)), "{words}");
+    assert!(remedy.starts_with("cliquet topology declare"), "{remedy}");
+    binary.run(&["topology", "declare"]).await.done();
+    assert_eq!(examine(&binary).await.state("rabbitmq.queues"), "ok");
+
+    stage.queues.delete(rung).await;
+    let another_delay = [
+        ("x-queue-type", AMQPValue::LongString("quorum".into())),
+        ("x-message-ttl", AMQPValue::LongLongInt(77)),
+    ];
+    stage.queues.declare_otherwise(rung, &another_delay).await;
+    let found = examine(&binary).await;
+    let (words, _) = found.told("rabbitmq.queues", "problem");
+    assert!(
+        words.contains("inequivalent arg") && words.contains(&stage.queues.name(rung)),
+        "{words}"
+    );
+    let (words, _) = found.told("rabbitmq.consumers", "warning");
+    assert!(words.contains("nobody consumes"), "{words}");
+    stage.publish("a:ok").await;
+    let (words, _) = {
+        let found = examine(&binary).await;
+        let (words, remedy) = found.told("rabbitmq.consumers", "problem");
+        (words.to_owned(), remedy.to_owned())
+    };
+    assert!(words.starts_with("1 messages wait"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_jobs_are_told_by_handler_and_reason_and_are_a_warning() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let jobs = [
+        stage.publish("a:permanent").await,
+        stage.publish("a:permanent").await,
+        stage.publish("b:nonsense").await,
+    ];
+    for job in jobs {
+        stage.reaches(job, "FAILED").await;
+    }
+    let binary = Binary::on(&stage, "");
+    eventually("three messages lie in the dead queue", async || {
+        let found = examine(&binary).await;
+        found.0["rabbitmq.dead_queue"]["found"]
+            .as_str()
+            .unwrap()
+            .starts_with("3 messages")
+            .then_some(())
+    })
+    .await;
+    let found = examine(&binary).await;
+    let (words, _) = found.told("jobs.parked", "warning");
+    assert!(
+        words.starts_with("3 jobs were given up: 2 × a (never again, as told), such as "),
+        "{words}"
+    );
+    assert!(words.contains("1 × b (the script knows no"), "{words}");
+    assert_eq!(found.1.code, Some(0), "{:?}", found.1);
+    assert_eq!(binary.run(&["doctor", "--strict"]).await.code, Some(1));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_and_one_that_was_killed_are_told_apart() {
+    let stage = Stage::new().await;
+    let mut worker = stage.process("ada");
+    let job = stage.publish("a:hang").await;
+    stage.reaches(job, "PROCESSING").await;
+    let binary = Binary::on(&stage, "");
+    assert_eq!(examine(&binary).await.state("workers.alive"), "ok");
+
+    worker.signal("STOP");
+    let found = eventually("its silence is noticed", async || {
+        let found = examine(&binary).await;
+        (found.state("workers.silent") == "problem").then_some(found)
+    })
+    .await;
+    let (words, remedy) = found.told("workers.silent", "problem");
+    assert!(words.starts_with("ada (pid "), "{words}");
+    assert!(remedy.contains("kill -9 "), "{remedy}");
+    found.told("workers.alive", "problem");
+    found.told("jobs.stuck", "problem");
+
+    worker.signal("CONT");
+    worker.kill();
+    let found = eventually("its death is noticed", async || {
+        let found = examine(&binary).await;
+        (found.state("workers.silent") == "ok" && found.state("jobs.stuck") == "problem")
+            .then_some(found)
+    })
+    .await;
+    let (words, remedy) = found.told("jobs.stuck", "problem");
+    assert!(words.starts_with("1 jobs are held by ada"), "{words}");
+    assert!(remedy.starts_with("start a worker"), "{remedy}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_braked_handler_is_told_with_its_last_error() {
+    let stage = Stage::new().await;
+    let worker = stage.worker_with(Config {
+        brake_after: 2,
+        ..stage.config()
+    });
+    for _ in 0..3 {
+        stage.publish("b:needs:shop").await;
+    }
+    let binary = Binary::on(&stage, "");
+    let found = eventually("the brake is told", async || {
+        let found = examine(&binary).await;
+        (found.state("workers.brakes") == "problem").then_some(found)
+    })
+    .await;
+    let (words, _) = found.told("workers.brakes", "problem");
+    assert!(
+        words.contains("has braked the handler b") && words.ends_with("shop is away"),
+        "{words}"
+    );
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waits_in_vain_is_found_and_its_remedy_sends_it() {
+    let stage = Stage::new().await;
+    let worker = stage.worker_with(Config {
+        reconcile_every: Duration::from_secs(3_600),
+        ..stage.config()
+    });
+    let job = stage.publish("a:after:1000,ok").await;
+    stage.reaches(job, "RETRYING").await;
+    eventually("its copy lies in the delay queue", async || {
+        (stage.queues.depth(stage.queues.rung(1)).await == 1).then_some(())
+    })
+    .await;
+    stage.queues.purge(stage.queues.rung(1)).await;
+    on(
+        &stage,
+        "UPDATE cliquet.jobs SET next_attempt_at = now() - interval '10 minutes'".into(),
+    )
+    .await;
+    let binary = Binary::on(&stage, "");
+    let found = examine(&binary).await;
+    let (words, remedy) = found.told("jobs.waiting", "problem");
+    assert!(words.contains("their messages are lost"), "{words}");
+    assert!(
+        remedy.starts_with(&format!("cliquet retry {job} ")),
+        "{remedy}"
+    );
+    binary.run(&["retry", &job.to_string()]).await.done();
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(examine(&binary).await.state("jobs.waiting"), "ok");
+
+    on(&stage, "INSERT INTO cliquet.jobs (id, epoch, generation, sent, next_attempt_at, total, status, queue, kind, payload)
+                VALUES (gen_random_uuid(), 0, 0, -1, now(), 1, 'PENDING', 'elsewhere', 'k', 'null')".into()).await;
+    let found = examine(&binary).await;
+    let (words, remedy) = found.told("jobs.waiting", "problem");
+    assert!(
+        words.contains("1 jobs wait in the queue elsewhere"),
+        "{words}"
+    );
+    assert!(remedy.contains("CLIQUET_QUEUE=elsewhere"), "{remedy}");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_job_in_which_a_worker_died_is_a_suspect() {
+    let stage = Stage::new().await;
+    let mut first = stage.process("ada");
+    let job = stage.publish("a:kill").await;
+    first.ended().await;
+    // Its death is counted by the next one, which dies too; and so on. Before that happens, nobody is told.
+    let mut second = stage.process("bob");
+    second.ended().await;
+    on(&stage, format!("UPDATE cliquet.jobs SET status = 'PENDING', holder = NULL, next_attempt_at = now() + interval '1 hour' WHERE id = '{job}'")).await;
+    let found = examine(&Binary::on(&stage, "")).await;
+    let (words, _) = found.told("jobs.suspects", "warning");
+    assert!(words.contains(&format!("{job} (a, ")), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_shortens_what_waits_is_found() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let mut binary = Binary::on(&stage, "");
+    binary.set("RABBITMQ_MANAGEMENT_URL", &management_url());
+    let name = stage.queues.topology.name(stage.queues.rung(0));
+    let pattern = format!("^{}$", name.replace('.', "\\."));
+    let policy = format!("p-{}", Uuid::new_v4());
+    rabbitmqctl(&["set_policy", &policy, &pattern, r#"{"message-ttl": 5}"#]);
+    let found = eventually("the policy is told", async || {
+        let found = examine(&binary).await;
+        (found.state("rabbitmq.policies") == "problem").then_some(found)
+    })
+    .await;
+    rabbitmqctl(&["clear_policy", &policy]);
+    let (words, _) = found.told("rabbitmq.policies", "problem");
+    assert!(
+        words.contains("message-ttl = 5") && words.contains(&name),
+        "{words}"
+    );
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_in_alarm_is_told_with_and_without_its_management() {
+    let services = Services::start();
+    let stage = Stage::on(&services.amqp_url, &services.database_url, &["200ms"]).await;
+    let plain = Binary::on(&stage, "");
+    assert_eq!(examine(&plain).await.state("rabbitmq.alarms"), "ok");
+    services.run(&["rabbitmqctl", "set_vm_memory_high_watermark", "0.00001"]);
+    let found = eventually("the alarm is told over AMQP", async || {
+        let found = examine(&plain).await;
+        (found.state("rabbitmq.alarms") == "problem").then_some(found)
+    })
+    .await;
+    let (words, _) = found.told("rabbitmq.publishing", "problem");
+    assert!(words.contains("low on memory"), "{words}");
+
+    let told = services.run(&["env"]);
+    let url = told
+        .lines()
+        .find_map(|line| line.strip_prefix("export RABBITMQ_MANAGEMENT_URL="))
+        .unwrap();
+    let mut binary = Binary::on(&stage, "");
+    binary.set("RABBITMQ_MANAGEMENT_URL", url.trim_matches('\''));
+    let found = eventually("the alarm is told by the management API", async || {
+        let found = examine(&binary).await;
+        (found.state("rabbitmq.alarms") == "problem").then_some(found)
+    })
+    .await;
+    let (words, _) = found.told("rabbitmq.alarms", "problem");
+    assert!(words.contains("has a memory"), "{words}");
+
+    services.run(&["rabbitmqctl", "set_vm_memory_high_watermark", "0.6"]);
+    eventually("all is well again", async || {
+        (examine(&binary).await.state("rabbitmq.alarms") == "ok").then_some(())
+    })
+    .await;
+}
