@@ -1,8 +1,8 @@
 //! Every queue, its role and its arguments: what the broker must look like, told in one place.
 //!
-//! | queue | role | arguments beside `x-queue-type=quorum` |
+//! | queue | role | arguments beside `x-queue-type=quorum` and an `x-delivery-limit` |
 //! |---|---|---|
-//! | `jobs` | work: publishers send here, workers take from here | `x-delivery-limit`, dead-letters to `jobs.dead`, at-least-once, reject-publish |
+//! | `jobs` | work: publishers send here, workers take from here | dead-letters to `jobs.dead`, at-least-once, reject-publish |
 //! | `jobs.delay.00005s` … | one rung of the ladder: a message waits for that long and returns to `jobs` | `x-message-ttl`, dead-letters to `jobs`, at-least-once, reject-publish |
 //! | `jobs.dead` | parked: given up or unreadable; read by people | none |
 //!
@@ -36,6 +36,11 @@ use crate::retry::{Ladder, Rung};
 /// (a property that is not UTF-8) ends the connection at each delivery, and only this limit takes it away. Never -1 for "without limit": RabbitMQ 3.10 takes it and
 /// drops the message at its first return.
 const DELIVERY_LIMIT: u32 = 1_000;
+/// How often people may look at one message in a delay queue or the dead queue.
+///
+/// In the dashboard, to look is to take a message and to return it, and up to 4.2 every return counts. With the default
+/// of 4.0 and later, a parked message was dropped at the 21st, and a delayed one came back too early.
+const LOOKS: u32 = 1_000_000;
 /// The longest name of a queue in bytes: AMQP counts its length in one byte.
 const LONGEST_NAME: usize = 255;
 /// How many queues are declared at the same time. Each is a Raft group that the broker has to start.
@@ -182,6 +187,7 @@ impl Topology {
                 ),
                 json!({
                     "x-queue-type": "quorum",
+                    "x-delivery-limit": LOOKS,
                     "x-message-ttl": rung.delay().as_millis() as u64,
                     "x-dead-letter-exchange": "",
                     "x-dead-letter-routing-key": work,
@@ -193,7 +199,7 @@ impl Topology {
                 format!(
                     "Parked: jobs of `{work}` that were given up or could not be read; for people."
                 ),
-                json!({ "x-queue-type": "quorum" }),
+                json!({ "x-queue-type": "quorum", "x-delivery-limit": LOOKS }),
             ),
         };
         let arguments = match arguments {
@@ -421,6 +427,13 @@ mod tests {
         for queue in topology("jobs").queues() {
             let argument = |key: &str| queue.arguments.get(key).cloned().unwrap_or_default();
             assert_eq!(argument("x-queue-type"), "quorum", "{}", queue.name);
+            assert!(
+                argument("x-delivery-limit")
+                    .as_u64()
+                    .is_some_and(|limit| limit >= 1_000),
+                "{}",
+                queue.name
+            );
             let target = match queue.place {
                 Place::Work => "jobs.dead",
                 Place::Rung(rung) => {
@@ -428,7 +441,7 @@ mod tests {
                     "jobs"
                 }
                 Place::Dead => {
-                    assert_eq!(queue.arguments.len(), 1);
+                    assert_eq!(queue.arguments.len(), 2);
                     continue;
                 }
             };

@@ -11,6 +11,7 @@ use cliquet::{
 };
 use lapin::{
     BasicProperties,
+    options::{BasicGetOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -334,6 +335,32 @@ async fn polled<T>(mut steps: u32, future: impl Future<Output = T>) {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_parked_or_delayed_may_be_looked_at_as_often_as_people_like() {
+    let queues = Queues::with_ladder(&["1h"]).await;
+    let publisher = publisher(&queues, 1, true).await;
+    let channel = queues.channel().await;
+    for place in [Place::Dead, queues.rung(0)] {
+        publisher.send(&place, &letter("{}")).await.unwrap();
+        // As the dashboard does it. Of itself, RabbitMQ 4.0 takes a message away at its 21st return, and 3.10 never.
+        for look in 1..=30 {
+            eventually(
+                &format!("the message in {place:?} at look {look}"),
+                async || {
+                    let name = queues.name(place).into();
+                    let got = channel.basic_get(name, BasicGetOptions::default()).await;
+                    let nack = BasicNackOptions {
+                        requeue: true,
+                        ..Default::default()
+                    };
+                    Some(got.unwrap()?.delivery.acker.nack(nack).await.unwrap())
+                },
+            )
+            .await;
+        }
+    }
 }
 
 #[tokio::test]
