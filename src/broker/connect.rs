@@ -17,8 +17,11 @@ use crate::retry::RetryPolicy;
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a closing connection may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest pause between two attempts to reach the broker.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause between two attempts to reach the broker. With longer ones a worker would sleep on while the broker
+/// is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A connection that lasts for so long begins its next outage with the shortest pause.
+const STEADY: Duration = Duration::from_secs(5);
 /// How often the same failure is logged again while it lasts.
 const REMINDER: Duration = Duration::from_secs(30);
 /// The longest name of a worker that is shown to the broker, in bytes: a consumer tag has 255 in all.
@@ -302,7 +305,7 @@ impl Outage {
         if self
             .restored
             .take()
-            .is_some_and(|restored| restored.elapsed() > LONGEST_PAUSE)
+            .is_some_and(|restored| restored.elapsed() > STEADY)
         {
             self.failures = 0;
         }

@@ -14,6 +14,7 @@ mod audit;
 mod crew;
 mod dice;
 mod faults;
+mod fenced;
 mod ground;
 mod jobs;
 mod load;

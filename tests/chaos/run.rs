@@ -46,8 +46,9 @@ async fn chaos_loses_nothing_and_does_nothing_twice() {
     if seconds > 0 {
         chaos(seed, seconds, workers, &mut report).await;
     }
-    if told("TIMES").is_some() {
-        times::measure(&mut report).await;
+    let events = number("TIMES", 0) as usize;
+    if events > 0 {
+        times::measure(events, &mut report).await;
     }
     eprintln!("\n{}", report.table());
     if let Some(path) = told("REPORT") {

@@ -1,4 +1,4 @@
-//! How long a return takes: thirty events of each kind, with a worker's default settings.
+//! How long a return takes: thirty events of each kind (unless told otherwise), with a worker's default settings.
 
 use std::{
     collections::HashMap,
@@ -23,11 +23,10 @@ use crate::{
     worker::{Execution, Settings, executions},
 };
 
-const EVENTS: usize = 30;
 const LONG: Duration = Duration::from_secs(60);
 
-/// Everything that is aimed at.
-pub async fn measure(report: &mut Report) {
+/// Everything that is aimed at, with so many events of each kind.
+pub async fn measure(events: usize, report: &mut Report) {
     let ground = Ground::make().await;
     let settings = Settings {
         concurrency: 64,
@@ -38,6 +37,7 @@ pub async fn measure(report: &mut Report) {
         rabbit: Rabbit::new(&ground.amqp_url),
         ground: ground.clone(),
         crew: crew.clone(),
+        events,
     };
     scene.both_consume().await;
     for times in [
@@ -58,6 +58,7 @@ struct Scene {
     ground: Arc<Ground>,
     crew: Arc<Crew>,
     rabbit: Rabbit,
+    events: usize,
 }
 
 impl Scene {
@@ -117,13 +118,13 @@ impl Scene {
     /// From `kill -9` to the handler running elsewhere.
     async fn kills(&mut self) -> Times {
         let mut took = Vec::new();
-        for _ in 0..EVENTS {
+        for _ in 0..self.events {
             let (job, first) = self.hold().await;
             let slot = self.slot_of(&first);
             let killed = now_us();
             self.crew.kill(slot);
             let second = self.begun(job, 2).await;
-            took.push(span(killed, second.began));
+            took.push(told("kill", span(killed, second.began)));
             self.release(job);
             self.succeeds(job).await;
             self.crew.replaced(slot, &first.worker).await;
@@ -139,7 +140,7 @@ impl Scene {
     /// From the end of a stopped worker's last task to the end of its process.
     async fn stops(&mut self) -> Times {
         let mut took = Vec::new();
-        for _ in 0..EVENTS {
+        for _ in 0..self.events {
             let (job, running) = self.hold().await;
             let slot = self.slot_of(&running);
             self.crew.stop(slot);
@@ -148,7 +149,7 @@ impl Scene {
             self.crew.replaced(slot, &running.worker).await;
             let left = now_us();
             let ended = self.begun(job, 1).await.ended.expect("the task has ended");
-            took.push(span(ended, left));
+            took.push(told("stop", span(ended, left)));
             self.succeeds(job).await;
             self.both_consume().await;
         }
@@ -163,7 +164,7 @@ impl Scene {
     /// the returns follow a stop in good order, half a kill.
     async fn returns(&mut self, service: Service) -> Times {
         let mut took = Vec::new();
-        for number in 0..EVENTS {
+        for number in 0..self.events {
             let stream = Stream::start(&self.ground);
             let killed = number % 2 == 1;
             let ground = self.ground.clone();
@@ -187,7 +188,8 @@ impl Scene {
                 Some([*first.get(&names[0])?, *first.get(&names[1])?])
             })
             .await;
-            took.push(span(back, first[0].max(first[1])));
+            let slower = span(back, first[0].max(first[1]));
+            took.push(told(&format!("{} after a {away}", service.name()), slower));
             starting.await.unwrap();
             stream.stop().await;
             self.both_consume().await;
@@ -218,6 +220,12 @@ impl Scene {
         .await;
         now_us()
     }
+}
+
+/// Progress.
+fn told(what: &str, took: Duration) -> Duration {
+    eprintln!("times: {what}: {} ms", took.as_millis());
+    took
 }
 
 /// Jobs of one task that does nothing, all the time, so that a worker that consumes has something to begin.
