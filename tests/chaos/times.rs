@@ -10,7 +10,7 @@ use std::{
 };
 
 use lapin::BasicProperties;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::{
@@ -170,8 +170,8 @@ impl Scene {
             let ground = self.ground.clone();
             let away = if killed { "kill" } else { "stop" };
             ground.service(away, service.name()).await;
-            // Long enough for the pauses between attempts to have grown.
-            sleep(Duration::from_secs(2)).await;
+            // From short to long enough for the pauses between attempts to have grown.
+            sleep(Duration::from_secs(number as u64 % 4)).await;
             let starting = tokio::spawn({
                 let ground = ground.clone();
                 async move { ground.service("start", service.name()).await }
@@ -189,6 +189,9 @@ impl Scene {
             })
             .await;
             let slower = span(back, first[0].max(first[1]));
+            if slower > Duration::from_secs(2) {
+                eprintln!("times: {names:?} began at {first:?}, the service was back at {back}");
+            }
             took.push(told(&format!("{} after a {away}", service.name()), slower));
             starting.await.unwrap();
             stream.stop().await;
@@ -237,13 +240,16 @@ struct Stream {
 impl Stream {
     fn start(ground: &Arc<Ground>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, mut rabbit) = (stop.clone(), Rabbit::new(&ground.amqp_url));
+        let (stopped, url) = (stop.clone(), ground.amqp_url.clone());
+        let mut rabbit = Rabbit::new(&url);
         let publishing = tokio::spawn(async move {
             while !stopped.load(Ordering::Relaxed) {
                 let body = Job::of(vec![Act::Nothing]).body(0);
-                rabbit
-                    .publish_once("", QUEUE, &body, BasicProperties::default())
-                    .await;
+                let sent = rabbit.publish_once("", QUEUE, &body, BasicProperties::default());
+                // An attempt that the outage left hanging must not keep the harness away when the broker is back.
+                if timeout(Duration::from_millis(500), sent).await.is_err() {
+                    rabbit = Rabbit::new(&url);
+                }
                 sleep(Duration::from_millis(10)).await;
             }
         });
