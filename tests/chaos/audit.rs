@@ -442,7 +442,8 @@ fn whole(properties: &BasicProperties, name: &str) -> Option<i64> {
     }
 }
 
-fn says(properties: &BasicProperties, name: &str) -> String {
+/// A text in a header; empty where there is none.
+pub fn says(properties: &BasicProperties, name: &str) -> String {
     match header(properties, name) {
         Some(AMQPValue::LongString(text)) => text.to_string(),
         _ => String::new(),

@@ -50,13 +50,12 @@ async fn chaos_loses_nothing_and_does_nothing_twice() {
     if events > 0 {
         times::measure(events, &mut report).await;
     }
-    eprintln!("\n{}", report.table());
-    if let Some(path) = told("REPORT") {
-        let text = match told("JSON") {
-            Some(_) => format!("{:#}\n", report.json(seed, seconds)),
-            None => report.table(),
-        };
-        std::fs::write(path, text).unwrap();
+    match (told("REPORT"), told("JSON")) {
+        (Some(path), Some(_)) => {
+            std::fs::write(path, format!("{:#}\n", report.json(seed, seconds))).unwrap();
+        }
+        (Some(path), None) => std::fs::write(path, report.table()).unwrap(),
+        (None, _) => eprintln!("\n{}", report.table()),
     }
     assert!(
         report.faults().is_empty(),
