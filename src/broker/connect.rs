@@ -5,6 +5,7 @@
 
 use std::{future::Future, time::Duration};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
@@ -15,10 +16,16 @@ use crate::retry::RetryPolicy;
 /// How long the broker may take for one answer. It is far longer than any healthy broker needs: giving up on an answer
 /// costs a duplicate.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// An attempt to connect that takes longer is not given up, but another is made beside it: the client never notices that
+/// the broker has gone away in the midst of its greeting.
+const ANOTHER_AFTER: Duration = Duration::from_secs(1);
 /// How long a closing connection may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest pause between two attempts to reach the broker.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause between two attempts to reach the broker. With longer ones a worker would sleep on while the broker
+/// is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A connection that lasts for so long begins its next outage with the shortest pause.
+const STEADY: Duration = Duration::from_secs(5);
 /// How often the same failure is logged again while it lasts.
 const REMINDER: Duration = Duration::from_secs(30);
 /// The longest name of a worker that is shown to the broker, in bytes: a consumer tag has 255 in all.
@@ -131,12 +138,8 @@ impl Link {
             address: address.to_string(),
             reason,
         };
-        match timeout(
-            address.timeout(),
-            Connection::connect_uri(address.uri(), properties),
-        )
-        .await
-        {
+        let connect = || Connection::connect_uri(address.uri(), properties.clone());
+        match timeout(address.timeout(), first_to_answer(connect)).await {
             Ok(Ok(connection)) => Ok(Self {
                 connection,
                 address: address.to_string(),
@@ -212,6 +215,18 @@ impl Link {
     /// Says goodbye, so that the broker does not log a client that vanished. What goes wrong is of no consequence.
     pub async fn close(&self) {
         let _ = timeout(CLOSE_TIMEOUT, self.connection.close(200, "goodbye".into())).await;
+    }
+}
+
+/// The outcome of whichever attempt has one first. They are made with doubling pauses, so in ten seconds there are four.
+async fn first_to_answer<A: Future>(attempt: impl Fn() -> A) -> A::Output {
+    let (mut attempts, mut pause) = (FuturesUnordered::new(), ANOTHER_AFTER);
+    loop {
+        attempts.push(attempt());
+        if let Ok(Some(answer)) = timeout(pause, attempts.next()).await {
+            return answer;
+        }
+        pause *= 2;
     }
 }
 
@@ -302,7 +317,7 @@ impl Outage {
         if self
             .restored
             .take()
-            .is_some_and(|restored| restored.elapsed() > LONGEST_PAUSE)
+            .is_some_and(|restored| restored.elapsed() > STEADY)
         {
             self.failures = 0;
         }

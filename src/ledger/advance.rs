@@ -60,11 +60,13 @@ pub(crate) enum Written {
 /// What the migration's function fails with when somebody else owns the job.
 const FENCED: &str = "CQ001";
 
-/// Where the tasks stand now. It waits for whoever is writing them, so what it says is settled.
+/// Where the tasks stand now, and whether the job is still at the epoch of the task. It waits for whoever is writing them, so
+/// what it says is settled.
 pub(super) const FATE: &str = r"
-SELECT task.job_id, task.status::text, task.epoch, task.attempt
+SELECT task.job_id, task.status::text, task.epoch, task.attempt, job.epoch = task.epoch AS ours
   FROM unnest($1::uuid[], $2::int4[]) AS v (job_id, position)
   JOIN cliquet.tasks task ON task.job_id = ANY (ARRAY[v.job_id]) AND task.position = v.position
+  JOIN cliquet.jobs job ON job.id = ANY (ARRAY[v.job_id])
  ORDER BY v.job_id FOR NO KEY UPDATE OF task";
 
 impl Advance {
@@ -110,7 +112,8 @@ pub(super) async fn written(
 }
 
 /// What became of earlier writes: committed if the task ended as they wanted under their epoch and attempt, undecided
-/// (`None`) if it still stands where they would write, fenced otherwise.
+/// (`None`) if it still stands where they would write, fenced otherwise. Fenced, too, if they were committed and somebody
+/// else has claimed the job since: who learns of its commit so late must not begin the next task.
 pub(crate) async fn fates(
     connection: &mut PgConnection,
     stands: &[Stand],
@@ -130,11 +133,11 @@ pub(crate) async fn fates(
     for row in rows {
         let id: uuid::Uuid = row.try_get("job_id")?;
         let (epoch, attempt): (i64, i32) = (row.try_get("epoch")?, row.try_get("attempt")?);
-        let status: &str = row.try_get("status")?;
+        let (status, ours): (&str, bool) = (row.try_get("status")?, row.try_get("ours")?);
         for (stand, fate) in stands.iter().zip(&mut fates) {
             if stand.job.0 == id && stand.epoch.0 == epoch && stand.attempt as i32 == attempt {
                 *fate = match status {
-                    status if status == wanted => Some(Written::Committed),
+                    status if status == wanted && ours => Some(Written::Committed),
                     "PROCESSING" => None,
                     _ => Some(Written::Fenced),
                 };

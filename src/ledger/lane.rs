@@ -49,6 +49,8 @@ const LANE_DEPTH: usize = 4096;
 /// A write that Postgres does not answer for this long (a network that swallows packets) loses its connection.
 /// Longer than Postgres's own `statement_timeout` on these connections, so it never cuts a healthy one.
 pub(crate) const NO_ANSWER: Duration = Duration::from_secs(25);
+/// The longest pause before a write is repeated on another connection. With longer ones jobs would wait while Postgres is back.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A group that cannot be decided after so many looks at fresh snapshots is a fault of ours, not a race.
 const MOST_LOOKS: usize = 50;
 
@@ -306,7 +308,7 @@ impl Lane {
         &mut self,
         group: &[Waiting<V>],
     ) -> Result<Vec<Option<V::Answer>>, String> {
-        let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
+        let pauses = RetryPolicy::reconnecting(LONGEST_PAUSE);
         let verbs: Vec<&V> = group.iter().map(|waiting| &waiting.verb).collect();
         let holder = self.holder.clone();
         let (mut failures, mut repeats) = (0, 0);

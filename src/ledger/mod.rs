@@ -24,7 +24,7 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use sqlx::PgPool;
 use tokio::time::{sleep, timeout};
@@ -233,7 +233,7 @@ impl Ledger {
     /// What became of a commit whose answer was lost, asked until Postgres says; `None` when it was rolled back and the
     /// attempt still stands.
     pub(crate) async fn fate(&self, stand: Stand) -> Option<Written> {
-        let pauses = RetryPolicy::reconnecting(Duration::from_secs(2));
+        let pauses = RetryPolicy::reconnecting(lane::LONGEST_PAUSE);
         let mut failures = 0;
         loop {
             if let Ok(mut connection) = self.desk.acquire().await {

@@ -74,7 +74,7 @@ impl Presence {
     /// [`LedgerError::Schema`] when the database is not migrated, [`LedgerError::Denied`] when it does not let us in; nothing
     /// else ends the wait.
     pub(crate) async fn begin(address: &LedgerAddress, about: &About) -> Result<Self, LedgerError> {
-        let pauses = RetryPolicy::reconnecting(Duration::from_secs(5));
+        let pauses = RetryPolicy::reconnecting(Duration::from_secs(1));
         let mut failures = 0;
         loop {
             // Neither owns a transaction, and a connection that does not answer is dropped.
@@ -134,6 +134,7 @@ impl Presence {
             brakes: None,
         };
         presence.lock(session).await?;
+        presence.resume(); // it runs nothing yet
         Ok(presence)
     }
 
@@ -141,7 +142,7 @@ impl Presence {
         self.holder.clone()
     }
 
-    /// `true` while the lock is held.
+    /// `true` while tasks may start: the lock is held, and since it was taken a beat has told which runs are lost.
     pub(crate) fn watch(&self) -> watch::Receiver<bool> {
         self.present.subscribe()
     }
@@ -154,8 +155,15 @@ impl Presence {
         };
     }
 
+    /// Lets tasks start again, once the runs that the last [`beat`](Self::beat) told are stopped. Not before: while the
+    /// session was lost others may have taken them over, and done what they would begin now.
+    pub(crate) fn resume(&self) {
+        self.present
+            .send_if_modified(|present| !std::mem::replace(present, true));
+    }
+
     /// One heartbeat. Answers with those of the running jobs that are no longer this worker's; takes the lock again, and
-    /// waits for it, when its session was lost.
+    /// waits for it, when its session was lost. Then no task starts before [`resume`](Self::resume).
     pub(crate) async fn beat(&mut self, running: &[(JobId, Epoch)]) -> Vec<(JobId, Epoch)> {
         // So often that it is back long before others lose their patience with it.
         let pauses = RetryPolicy::reconnecting(self.no_answer.min(Duration::from_secs(1)));
@@ -172,10 +180,7 @@ impl Presence {
             match attempt {
                 Ok(lost) => {
                     if failures > 0 {
-                        info!(
-                            failures,
-                            "the worker is present in the ledger again; tasks start"
-                        );
+                        info!(failures, "the worker is present in the ledger again");
                     }
                     return lost;
                 }
@@ -228,7 +233,6 @@ impl Presence {
             .execute(&mut session)
             .await?;
         self.session = Some(session);
-        self.present.send_replace(true);
         Ok(())
     }
 

@@ -20,7 +20,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{connect::sentence, lane::NO_ANSWER};
+use super::{
+    connect::sentence,
+    lane::{LONGEST_PAUSE, NO_ANSWER},
+};
 use crate::retry::RetryPolicy;
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -30,8 +33,6 @@ type Slot = Arc<Mutex<Option<Session>>>;
 /// short, makes sqlx roll back one level too many, and at 1 that would be a real ROLLBACK, after which the handler would
 /// write without a transaction. At 2 it names a savepoint that is not there, and nothing of the transaction can be kept.
 const DEPTH: usize = 2;
-/// The longest pause before another attempt to have a session.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A transaction that was begun in advance is taken as it is for so long: its `now()` is when it was begun.
 const JUST_BEGUN: Duration = Duration::from_millis(5);
 /// A session that nobody used for so long is not used again.

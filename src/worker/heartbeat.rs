@@ -26,6 +26,7 @@ pub(super) async fn beat(
                 info!(job.id = %job, epoch = epoch.0, "the job is no longer this worker's: it was cancelled or taken over");
             }
         }
+        presence.resume();
         // A run of ours that broke off would keep its job held for as long as this process lives. Beside the beat, which
         // must not wait for a lane.
         for orphan in in_hand.orphans() {

@@ -14,7 +14,11 @@ use lapin::{
     options::{BasicGetOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Queues, eventually, rabbitmqctl};
@@ -814,4 +818,45 @@ async fn a_prefetch_beyond_the_limits_is_brought_within_them() {
         );
         consumer.close().await;
     }
+}
+
+/// A relay to the broker whose first connection ends in the midst of the greeting: after the broker's second answer, before
+/// its last. Answers with its port.
+async fn relay_that_breaks_off_once(broker: u16) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut broker = TcpStream::connect(("127.0.0.1", broker)).await.unwrap();
+            tokio::spawn(async move {
+                if number > 0 {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut broker).await;
+                    return;
+                }
+                let mut piece = vec![0; 4096];
+                for _ in 0..2 {
+                    let size = client.read(&mut piece).await.unwrap();
+                    broker.write_all(&piece[..size]).await.unwrap();
+                    let size = broker.read(&mut piece).await.unwrap();
+                    client.write_all(&piece[..size]).await.unwrap();
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_broker_that_goes_away_in_its_greeting_holds_nobody_up() {
+    let queues = Queues::new().await;
+    let relay = relay_that_breaks_off_once(queues.address.port()).await;
+    let mut url = url::Url::parse(&queues.amqp_url).unwrap();
+    url.set_port(Some(relay)).unwrap();
+    // The client itself would wait for this long.
+    let address = Address::parse(&format!("{url}?connection_timeout=3600000")).unwrap();
+    soon(queues.topology.declare(&address, &queues.identity))
+        .await
+        .unwrap();
+    assert_eq!(queues.depth(Place::Work).await, 0);
 }

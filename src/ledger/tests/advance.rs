@@ -102,15 +102,19 @@ async fn an_advance_whose_answer_was_lost_is_committed_once() {
 }
 
 #[tokio::test]
-async fn an_advance_whose_answer_was_lost_is_committed_even_when_the_job_went_on_elsewhere() {
+async fn an_advance_whose_answer_was_lost_is_fenced_when_the_job_went_on_elsewhere() {
     let database = Database::new().await;
     let (ada, message, first) = running(&database, 2).await;
     let bob = database.worker("bob").await;
     ada.done(first, json!(1)).await;
     stale(&database, &ada).await;
     bob.claimed(&message).await;
-    assert_eq!(ada.done(first, json!(1)).await, Written::Committed);
+    let before = database.all_of(message.id).await;
+    // It was committed. But she would begin the next task, which is bob's.
+    assert_eq!(ada.done(first, json!(1)).await, Written::Fenced);
+    assert_eq!(ada.ledger.fate(first).await, Some(Written::Fenced));
     assert_eq!(ada.done(after(first), json!(1)).await, Written::Fenced);
+    assert_eq!(database.all_of(message.id).await, before);
 }
 
 #[tokio::test]

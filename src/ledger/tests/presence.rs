@@ -124,6 +124,11 @@ async fn a_worker_that_lost_its_session_is_absent_until_it_has_its_lock_again() 
     assert!(!*present.borrow());
     on(&mut claimer, "SELECT pg_advisory_unlock_all()").await;
     let ada = beating.await.unwrap();
+    assert!(
+        !*present.borrow(),
+        "what the beat told to be lost is not stopped yet"
+    );
+    ada.presence.resume();
     assert!(*present.borrow());
     assert!(database.value::<bool>(&lock_of(id)).await);
     let (again, _) = times(&database, &ada).await;

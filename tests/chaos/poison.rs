@@ -1,0 +1,98 @@
+//! A task that kills its process, among a thousand good jobs and many in flight.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+
+use crate::{
+    audit::says,
+    crew::Crew,
+    ground::{Ground, QUEUE},
+    jobs::{Act, Job},
+    rabbit::{Rabbit, within},
+    worker::Settings,
+};
+
+const GOOD: usize = 1_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_jobs() {
+    let ground = Ground::make().await;
+    let settings = Settings {
+        concurrency: 128,
+        quick: true,
+    };
+    // Two workers with 128 jobs each: 256 in flight.
+    let crew = Crew::start(&ground, 2, settings).await;
+    let mut rabbit = Rabbit::new(&ground.amqp_url);
+    within(
+        Duration::from_secs(60),
+        "both workers consume",
+        async || (rabbit.queue(QUEUE).await?.1 == 2).then_some(()),
+    )
+    .await;
+    let poison = Job::of(vec![Act::Nothing, Act::Poison, Act::Nothing]);
+    for number in 0..=GOOD {
+        let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 150 }, Act::Nothing]);
+        let job = if number == 300 {
+            poison.clone()
+        } else {
+            good()
+        };
+        let body = job.body(1);
+        let sent = rabbit.publish_once("", QUEUE, &body, BasicProperties::default());
+        assert!(sent.await, "job {number} is not confirmed");
+    }
+
+    within(Duration::from_secs(120), "every job is over", async || {
+        let over: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM cliquet.jobs WHERE status IN ('SUCCESS', 'FAILED')",
+        )
+        .fetch_one(&ground.pool)
+        .await
+        .unwrap();
+        (over == GOOD as i64 + 1).then_some(())
+    })
+    .await;
+    let parked: Vec<(uuid::Uuid, String)> =
+        sqlx::query_as("SELECT id, error FROM cliquet.jobs WHERE status = 'FAILED'")
+            .fetch_all(&ground.pool)
+            .await
+            .unwrap();
+    let [(job, error)] = &parked[..] else {
+        panic!("not exactly one job is parked: {parked:?}");
+    };
+    assert_eq!(*job, poison.id, "{error}");
+    assert!(
+        error.starts_with("the worker died 3 times while it ran this task"),
+        "{error}"
+    );
+    let tasks: Vec<String> = sqlx::query_scalar(
+        "SELECT status::text FROM cliquet.tasks WHERE job_id = $1 ORDER BY position",
+    )
+    .bind(poison.id)
+    .fetch_all(&ground.pool)
+    .await
+    .unwrap();
+    assert_eq!(tasks, ["SUCCESS", "FAILED", "PENDING"]);
+
+    crew.dismiss().await;
+    let ends = crew.ends();
+    assert_eq!(ends.get("aborted"), Some(&3), "{ends:?}");
+    assert_eq!(
+        ends.keys().cloned().collect::<Vec<_>>(),
+        ["aborted", "stopped"],
+        "{ends:?}"
+    );
+    // The copy that says so to whoever looks at the dead queue.
+    let dead = rabbit.drain(&format!("{QUEUE}.dead")).await;
+    assert_eq!(dead.len(), 1);
+    let header = |name| says(&dead[0].1, name);
+    assert_eq!(header("cliquet-reason"), "crashed");
+    let sentence = header("cliquet-error");
+    assert!(
+        sentence.starts_with("the worker died 3 times"),
+        "{sentence}"
+    );
+    ground.tidy();
+}

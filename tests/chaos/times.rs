@@ -1,0 +1,263 @@
+//! How long a return takes: thirty events of each kind (unless told otherwise), with a worker's default settings.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::BasicProperties;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use crate::{
+    crew::Crew,
+    ground::{Ground, QUEUE, now_us, span},
+    jobs::{Act, Job},
+    rabbit::{Rabbit, within},
+    report::{Report, Times},
+    schedule::Service,
+    worker::{Execution, Settings, executions},
+};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// Everything that is aimed at, with so many events of each kind.
+pub async fn measure(events: usize, report: &mut Report) {
+    let ground = Ground::make().await;
+    let settings = Settings {
+        concurrency: 64,
+        quick: false,
+    };
+    let crew = Crew::start(&ground, 2, settings).await;
+    let mut scene = Scene {
+        rabbit: Rabbit::new(&ground.amqp_url),
+        ground: ground.clone(),
+        crew: crew.clone(),
+        events,
+    };
+    scene.both_consume().await;
+    for times in [
+        scene.kills().await,
+        scene.stops().await,
+        scene.returns(Service::Postgres).await,
+        scene.returns(Service::Rabbitmq).await,
+    ] {
+        let (median, most) = (times.median(), times.most());
+        eprintln!("times: {}: median {median:?}, maximum {most:?}", times.what);
+        report.time(times);
+    }
+    crew.dismiss().await;
+    ground.tidy();
+}
+
+struct Scene {
+    ground: Arc<Ground>,
+    crew: Arc<Crew>,
+    rabbit: Rabbit,
+    events: usize,
+}
+
+impl Scene {
+    async fn both_consume(&mut self) {
+        within(LONG, "both workers consume", async || {
+            (self.rabbit.queue(QUEUE).await?.1 == 2).then_some(())
+        })
+        .await;
+    }
+
+    /// Publishes a job of one task that lasts until it is released, and waits until a worker has begun it.
+    async fn hold(&mut self) -> (Uuid, Execution) {
+        let job = Job::of(vec![Act::Hold, Act::Nothing]);
+        let body = job.body(0);
+        let sent = self
+            .rabbit
+            .publish_once("", QUEUE, &body, BasicProperties::default());
+        assert!(sent.await, "a job is not confirmed");
+        let begun = self.begun(job.id, 1).await;
+        (job.id, begun)
+    }
+
+    /// The execution with this number of the job's first task.
+    async fn begun(&self, job: Uuid, number: usize) -> Execution {
+        within(LONG, "the task is begun", async || {
+            executions(&self.ground.folder)
+                .into_iter()
+                .filter(|execution| execution.job == job && execution.position == 1)
+                .nth(number - 1)
+        })
+        .await
+    }
+
+    fn release(&self, job: Uuid) {
+        std::fs::write(self.ground.folder.join(format!("{job}.release")), "").unwrap();
+    }
+
+    async fn succeeds(&self, job: Uuid) {
+        within(LONG, "the job is SUCCESS", async || {
+            let status: String =
+                sqlx::query_scalar("SELECT status::text FROM cliquet.jobs WHERE id = $1")
+                    .bind(job)
+                    .fetch_one(&self.ground.pool)
+                    .await
+                    .ok()?;
+            (status == "SUCCESS").then_some(())
+        })
+        .await;
+    }
+
+    fn slot_of(&self, execution: &Execution) -> usize {
+        let slots = 0..self.crew.workers();
+        let mut mine = slots.filter(|slot| self.crew.name(*slot) == execution.worker);
+        mine.next().expect("the worker is there")
+    }
+
+    /// From `kill -9` to the handler running elsewhere.
+    async fn kills(&mut self) -> Times {
+        let mut took = Vec::new();
+        for _ in 0..self.events {
+            let (job, first) = self.hold().await;
+            let slot = self.slot_of(&first);
+            let killed = now_us();
+            self.crew.kill(slot);
+            let second = self.begun(job, 2).await;
+            took.push(told("kill", span(killed, second.began)));
+            self.release(job);
+            self.succeeds(job).await;
+            self.crew.replaced(slot, &first.worker).await;
+            self.both_consume().await;
+        }
+        Times {
+            what: "from the kill of a worker until its job goes on elsewhere".into(),
+            aim: "median 500 ms, maximum 2000 ms",
+            took,
+        }
+    }
+
+    /// From the end of a stopped worker's last task to the end of its process.
+    async fn stops(&mut self) -> Times {
+        let mut took = Vec::new();
+        for _ in 0..self.events {
+            let (job, running) = self.hold().await;
+            let slot = self.slot_of(&running);
+            self.crew.stop(slot);
+            sleep(Duration::from_millis(300)).await;
+            self.release(job);
+            self.crew.replaced(slot, &running.worker).await;
+            let left = now_us();
+            let ended = self.begun(job, 1).await.ended.expect("the task has ended");
+            took.push(told("stop", span(ended, left)));
+            self.succeeds(job).await;
+            self.both_consume().await;
+        }
+        Times {
+            what: "from the end of a stopped worker's last task until its process has left".into(),
+            aim: "1000 ms",
+            took,
+        }
+    }
+
+    /// From the first connection that a service takes to the first task of a job that each of the workers begins. Half of
+    /// the returns follow a stop in good order, half a kill.
+    async fn returns(&mut self, service: Service) -> Times {
+        let mut took = Vec::new();
+        for number in 0..self.events {
+            let stream = Stream::start(&self.ground);
+            let killed = number % 2 == 1;
+            let ground = self.ground.clone();
+            let away = if killed { "kill" } else { "stop" };
+            ground.service(away, service.name()).await;
+            // From short to long enough for the pauses between attempts to have grown.
+            sleep(Duration::from_secs(number as u64 % 4)).await;
+            let starting = tokio::spawn({
+                let ground = ground.clone();
+                async move { ground.service("start", service.name()).await }
+            });
+            let back = self.back(service).await;
+            let names = [self.crew.name(0), self.crew.name(1)];
+            let first = within(LONG, "both workers begin tasks again", async || {
+                let mut first: HashMap<String, i64> = HashMap::new();
+                for execution in executions(&ground.folder) {
+                    if execution.began > back {
+                        first.entry(execution.worker).or_insert(execution.began);
+                    }
+                }
+                Some([*first.get(&names[0])?, *first.get(&names[1])?])
+            })
+            .await;
+            let slower = span(back, first[0].max(first[1]));
+            if slower > Duration::from_secs(2) {
+                eprintln!("times: {names:?} began at {first:?}, the service was back at {back}");
+            }
+            took.push(told(&format!("{} after a {away}", service.name()), slower));
+            starting.await.unwrap();
+            stream.stop().await;
+            self.both_consume().await;
+        }
+        Times {
+            what: format!(
+                "from the first connection that {} takes again until both workers have begun a task",
+                service.name()
+            ),
+            aim: "2000 ms",
+            took,
+        }
+    }
+
+    /// Waits until the service takes a connection.
+    async fn back(&self, service: Service) -> i64 {
+        within(LONG, "the service is back", async || match service {
+            Service::Rabbitmq => Rabbit::new(&self.ground.amqp_url)
+                .answers()
+                .await
+                .then_some(()),
+            Service::Postgres => {
+                let connected =
+                    <sqlx::PgConnection as sqlx::Connection>::connect(&self.ground.database_url);
+                connected.await.ok().map(drop)
+            }
+        })
+        .await;
+        now_us()
+    }
+}
+
+/// Progress.
+fn told(what: &str, took: Duration) -> Duration {
+    eprintln!("times: {what}: {} ms", took.as_millis());
+    took
+}
+
+/// Jobs of one task that does nothing, all the time, so that a worker that consumes has something to begin.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    publishing: tokio::task::JoinHandle<()>,
+}
+
+impl Stream {
+    fn start(ground: &Arc<Ground>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, url) = (stop.clone(), ground.amqp_url.clone());
+        let mut rabbit = Rabbit::new(&url);
+        let publishing = tokio::spawn(async move {
+            while !stopped.load(Ordering::Relaxed) {
+                let body = Job::of(vec![Act::Nothing]).body(0);
+                let sent = rabbit.publish_once("", QUEUE, &body, BasicProperties::default());
+                // An attempt that the outage left hanging must not keep the harness away when the broker is back.
+                if timeout(Duration::from_millis(500), sent).await.is_err() {
+                    rabbit = Rabbit::new(&url);
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        Self { stop, publishing }
+    }
+
+    async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.publishing.await.unwrap();
+    }
+}
