@@ -115,7 +115,8 @@
 //! heartbeat. When it is killed, the kernel closes both its sockets: RabbitMQ redelivers, and Postgres frees the lock. Both
 //! together let the next worker go on at once; one alone (a broker's restart redelivers everything, a database's restart
 //! frees every lock) does not. Otherwise the heartbeat's age decides, and only a silence that Postgres was there to hear
-//! counts. A worker that lost its lock starts no task before it has it again.
+//! counts. A worker that lost its lock starts no task before it has it again, and has stopped the runs that others took over
+//! meanwhile.
 //!
 //! **The fence.** Every write names job, position, epoch and attempt. A claim raises the epoch of the job and of its
 //! frontier, the only task a former holder could still write; so its commit, with its handler's own writes, changes no row
@@ -126,7 +127,8 @@
 //! recognises: always towards a duplicate, never towards a loss.
 //!
 //! **Writes are repeatable.** When a connection dies with a commit's outcome unknown, the same write is sent again and
-//! recognises its own earlier commit by epoch and attempt. No verb of the ledger ever ends in "perhaps", so no claim is
+//! recognises its own earlier commit by epoch and attempt; when somebody else has claimed the job since, it is fenced all the
+//! same, or its run would begin a task that is no longer its own. No verb of the ledger ever ends in "perhaps", so no claim is
 //! abandoned with its answer lost; a run of ours that breaks off all the same is released by the next heartbeat.
 //!
 //! **Crashes are counted apart from failures.** A takeover that finds a task PROCESSING counts a crash of that task. Jobs
@@ -164,6 +166,8 @@
 //! | sqlx's pool for handlers' transactions | sessions of our own | the pool asks each connection once more after its use, one round trip a task |
 //! | a braked handler's tasks go to the rungs without running | they are claimed, and deferred in the ledger | only the claim knows which task is next, and people see why it waits |
 //! | any failures in a row brake a handler | those of more than one job | a job that always fails would hold up its handler, and never be parked |
+//! | tasks start as soon as the lost lock is taken again | once the beat after it has told which runs are lost | a worker that had been cut off while its commit's answer was on the way began a task that others had done |
+//! | pauses of up to 5 s between attempts to reach a service | 1 s, and an attempt that takes longer is overtaken by another | workers slept while the broker was back; the client does not notice a broker that goes away in its greeting |
 //! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
 //!
 //! # Speed

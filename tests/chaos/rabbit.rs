@@ -82,7 +82,8 @@ impl Rabbit {
             );
             confirm.await?.await
         };
-        match timeout(Duration::from_secs(15), published).await {
+        // Not long: the client does not notice a broker that goes away in the midst of its greeting.
+        match timeout(Duration::from_secs(4), published).await {
             Ok(Ok(confirmation)) => confirmation == Confirmation::Ack(None),
             _ => {
                 self.open = None;

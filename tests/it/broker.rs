@@ -854,7 +854,7 @@ async fn a_broker_that_goes_away_in_its_greeting_holds_nobody_up() {
     let mut url = url::Url::parse(&queues.amqp_url).unwrap();
     url.set_port(Some(relay)).unwrap();
     // The client itself would wait for this long.
-    let address = Address::parse(&format!("{url}?connection_timeout=3600000")).unwrap();
+    let address = Address::parse(&format!("{url}?connection_timeout=600000")).unwrap();
     soon(queues.topology.declare(&address, &queues.identity))
         .await
         .unwrap();
