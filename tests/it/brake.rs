@@ -1,6 +1,6 @@
 //! An outage elsewhere: the handler that needs it is braked, nobody's attempts are used up, and it heals by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cliquet::{broker::Place, config::Config};
 use lapin::BasicProperties;
@@ -96,7 +96,13 @@ async fn an_outage_elsewhere_uses_up_no_attempts_and_heals_by_itself() {
     );
 
     stage.script.open("shop").await;
+    let back = Instant::now();
     all_succeed(&stage, &jobs).await;
+    eprintln!(
+        "all {} jobs are done {} ms after the service was back",
+        jobs.len(),
+        back.elapsed().as_millis()
+    );
     let counted = count(
         &stage,
         "SELECT sum(attempt - 1)::int8 FROM cliquet.tasks WHERE position = 2",
