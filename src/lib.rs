@@ -212,6 +212,9 @@
 //! - 4: [`ops`] (for people: the command line)
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+#[doc(hidden)]
+pub mod fail_point;
+
 pub mod broker;
 pub mod config;
 pub mod handlers;

@@ -37,7 +37,7 @@ use super::{
     Address, BrokerError, Identity, Letter, Place, SendError, Topology,
     connect::{ANSWER_TIMEOUT, Link, Outage, Trouble, answer},
 };
-use crate::retry::RetryPolicy;
+use crate::{fail_point::cut, retry::RetryPolicy};
 
 /// The longest pause before a letter is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -280,14 +280,17 @@ impl Publisher {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
+        cut!(BeforePublish);
         let published = lent
             .channel
             .basic_publish("".into(), name, mandatory, letter.body(), properties)
             .await;
+        cut!(Published);
         let confirmed = match published {
             Ok(confirm) => confirm.await,
             Err(error) => Err(error),
         };
+        cut!(Confirmed);
         let queue = queue.to_owned();
         match confirmed {
             Ok(Confirmation::Ack(None)) => {

@@ -32,6 +32,7 @@ pub use builder::{Builder, WorkerError};
 use crate::{
     broker::{Address, Consumer, Identity, Publisher, Topology},
     config::{Config, host},
+    fail_point::cut,
     ledger::{About, Ledger, LedgerAddress, Presence, Tally},
     task::{Registry, State},
 };
@@ -106,6 +107,7 @@ impl Worker {
 
         info!(jobs = crew.in_hand.running().len(), drain_timeout = %humantime::format_duration(crew.config.drain_timeout), "stopping: running tasks end, the rest is handed back");
         crew.drain.cancel();
+        cut!(Draining);
         deliveries.close();
         // Together and under one limit: a broker that does not answer must not eat the running tasks' time.
         let drained = async { tokio::join!(consumer.stop(), deliveries.wait()) };

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use super::{Crew, about};
 use crate::{
     broker::{Letter, Place},
+    fail_point::cut,
     job::{JobId, JobMessage},
     ledger::{LedgerError, Owed, Reconciling, What},
 };
@@ -87,6 +88,7 @@ async fn look_alone(
         }
     }
     owed.extend(abandoned(crew, reconciling, memory).await?);
+    cut!(Reconciling if !owed.is_empty());
     let mut looked_after = Vec::new();
     for owed in owed {
         if stop.is_cancelled() {
@@ -116,6 +118,7 @@ async fn look_alone(
     }
     if !looked_after.is_empty() {
         reconciling.put_off(&looked_after, AGAIN).await?;
+        cut!(PutOff);
     }
     Ok(())
 }
@@ -179,6 +182,7 @@ async fn send(
     };
     match crew.publisher.send(&place, &letter).await {
         Ok(()) => {
+            cut!(ReconciledOne);
             crew.ledger.sent(owed.job, owed.generation);
             match owed.what {
                 What::Enqueued => {

@@ -6,6 +6,7 @@ use tracing::{debug, error, warn};
 use super::{Crew, run::RunEnd};
 use crate::{
     broker::{Delivery, Letter, Marks, Place, SendError, Settled},
+    fail_point::cut,
     job::{BadMessage, Fingerprint, Generation, JobId},
     ledger::{Answer, LedgerError},
     retry::Ladder,
@@ -167,6 +168,7 @@ impl Settlement {
 
     /// Does it. The only place that acknowledges.
     pub(super) async fn carry_out(self, crew: &Crew, delivery: Delivery, job: Option<JobId>) {
+        cut!(Settling);
         let settled = match self {
             Settlement::Acknowledge => delivery.acknowledge().await,
             Settlement::Requeue => give_back(&delivery).await,

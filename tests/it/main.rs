@@ -15,3 +15,5 @@ mod repair;
 mod resume;
 mod retry;
 mod support;
+#[cfg(debug_assertions)] // there are no fail points otherwise
+mod sweep;

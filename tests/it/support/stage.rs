@@ -217,6 +217,11 @@ impl Stage {
 
     /// A worker in a process of its own, for real signals.
     pub fn process(&self, name: &str) -> WorkerProcess {
+        self.process_with(name, &[])
+    }
+
+    /// With further variables in its environment; see [`a_worker_process`] for those that are its own.
+    pub fn process_with(&self, name: &str, environment: &[(&str, &str)]) -> WorkerProcess {
         let ladder: Vec<_> = self
             .queues
             .topology
@@ -237,6 +242,7 @@ impl Stage {
             .env("STAGE_QUEUE", self.queues.name(Place::Work))
             .env("STAGE_LADDER", ladder.join(","))
             .env("STAGE_NAME", name)
+            .envs(environment.iter().copied())
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -418,6 +424,10 @@ async fn a_worker_process() {
     };
     tell();
     let variable = |name: &str| std::env::var(name).unwrap();
+    let milliseconds = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        Some(Duration::from_millis(text.parse().unwrap()))
+    };
     let ladder: Vec<_> = variable("STAGE_LADDER")
         .split(',')
         .map(str::to_owned)
@@ -429,6 +439,12 @@ async fn a_worker_process() {
         Ladder::try_from(ladder).unwrap(),
     );
     config.name = variable("STAGE_NAME");
+    if let Some(limit) = milliseconds("STAGE_DRAIN_TIMEOUT_MS") {
+        config.drain_timeout = limit;
+    }
+    if let Some(limit) = milliseconds("STAGE_HAND_OVER_AFTER_MS") {
+        config.hand_over_after = limit;
+    }
     let pool = sqlx::postgres::PgPoolOptions::new()
         .max_connections(8)
         .connect(&database)
@@ -461,7 +477,16 @@ impl WorkerProcess {
     }
 
     pub fn try_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
+        self.try_status().is_some()
+    }
+
+    /// How it ended, if it has.
+    pub fn try_status(&mut self) -> Option<std::process::ExitStatus> {
+        self.0.try_wait().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     /// Waits until it has ended by itself. Its exit code; none if a signal ended it.
