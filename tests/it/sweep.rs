@@ -435,7 +435,7 @@ async fn judge(
     let mut expected = told.calls.to_vec();
     match in_flight {
         // It was to be cut short in any case.
-        Some(2) if scene == Scene::CutShort => {}
+        Some(_) if scene == Scene::CutShort => {}
         Some(position) => expected[position as usize - 1] += 1,
         None => {}
     }
@@ -600,11 +600,12 @@ async fn play_all(
 ) -> Vec<(Scene, Option<Passage>, Result<Played, String>)> {
     let left = Mutex::new(plays.into_iter());
     let stages = (0..STAGES).map(async |_| {
-        let (mut stage, mut played) = (None, Vec::new());
+        let (mut stage, mut played, mut used) = (None, Vec::new(), Vec::new());
         loop {
             let next = left.lock().unwrap().next();
             let Some((scene, end)) = next else {
-                return played;
+                used.extend(stage);
+                return (played, used);
             };
             let on = match stage.take() {
                 Some(on) => on,
@@ -617,11 +618,12 @@ async fn play_all(
                     stage = Some(on);
                     Ok(outcome)
                 }
-                Err(panic) => Err(panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-                    .unwrap_or_default()),
+                Err(panic) => {
+                    used.push(on);
+                    let text = panic.downcast_ref::<String>().cloned();
+                    let word = || panic.downcast_ref::<&str>().map(ToString::to_string);
+                    Err(text.or_else(word).unwrap_or_default())
+                }
             };
             eprintln!(
                 "{scene:?} {end:?} {:?} {}",
@@ -631,7 +633,9 @@ async fn play_all(
             played.push((scene, end, outcome));
         }
     });
-    join_all(stages).await.into_iter().flatten().collect()
+    // A stage that goes away stops the thread, and with it the others' connections: all go at the end.
+    let (played, _used): (Vec<_>, Vec<_>) = join_all(stages).await.into_iter().unzip();
+    played.into_iter().flatten().collect()
 }
 
 /// The attempt that is under way at these points is made once more, and no other ever is.
@@ -646,12 +650,20 @@ async fn a_worker_killed_at_any_boundary_loses_nothing_and_does_nothing_twice() 
         let trace = rehearsal
             .unwrap_or_else(|error| panic!("{scene:?}, with nobody killed: {error}"))
             .trace;
-        for (index, point) in trace.iter().enumerate() {
-            if scene.swept().contains(point) {
-                let passage = trace[..=index]
-                    .iter()
-                    .filter(|passed| *passed == point)
-                    .count();
+        let begins = match scene {
+            Scene::CutShort | Scene::Drained => {
+                trace.iter().position(|passed| *passed == Draining).unwrap()
+            }
+            _ => 0,
+        };
+        for (index, point) in trace.iter().enumerate().skip(begins) {
+            let passage = trace[..=index]
+                .iter()
+                .filter(|passed| *passed == point)
+                .count();
+            // How often a copy finds its job busy depends on the machine.
+            let sure = scene != Scene::Busy || passage == 1;
+            if sure && scene.swept().contains(point) {
                 plays.push((scene, Some((*point, passage))));
             }
         }
