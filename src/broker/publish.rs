@@ -534,7 +534,10 @@ async fn supervise(
     debug_assert!(stopped.is_none(), "connecting never ends by itself");
     let last = shared.state.borrow().clone();
     shared.leave(State::Closed);
-    if let State::Up(link, _) = last {
+    // To a broker that reads nothing nobody can say goodbye.
+    if let State::Up(link, _) = last
+        && !link.connection.status().blocked()
+    {
         link.close().await;
     }
 }

@@ -117,14 +117,12 @@ impl Worker {
                 "the drain's time is over; what still runs is cut short and handed back uncounted"
             );
             crew.deadline.cancel();
-            let _ = timeout(LAST_WRITES / 2, deliveries.wait()).await;
-        }
-        crew.leaving.cancel();
-        if timeout(LAST_WRITES / 2, deliveries.wait()).await.is_err() {
-            warn!(
-                jobs = crew.in_hand.running().len(),
-                "leaving with writes undone; the next claim of these jobs finds out"
-            );
+            if timeout(LAST_WRITES, deliveries.wait()).await.is_err() {
+                warn!(
+                    jobs = crew.in_hand.running().len(),
+                    "leaving with writes undone; the next claim of these jobs finds out"
+                );
+            }
         }
         let _ = timeout(Duration::from_secs(1), reconciler).await;
         drop(beating);
@@ -196,7 +194,6 @@ impl Worker {
             in_hand,
             drain: CancellationToken::new(),
             deadline: CancellationToken::new(),
-            leaving: CancellationToken::new(),
             config,
             registry,
             state: Arc::new(state),
@@ -236,10 +233,8 @@ struct Crew {
     present: watch::Receiver<bool>,
     /// Asked to stop: no new task begins.
     drain: CancellationToken,
-    /// The drain's time is over: running attempts are cut short.
+    /// The drain's time is over: running attempts are cut short, and no copy waits for the broker any more.
     deadline: CancellationToken,
-    /// Nothing more is waited for.
-    leaving: CancellationToken,
 }
 
 /// The right to run a job that may kill the process.

@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bench;
+mod blocked;
 mod broker;
 mod cli;
 mod context;
 mod death;
 mod exec;
 mod house;
+mod long_tasks;
 mod order;
 mod outage;
 mod repair;
@@ -17,3 +19,4 @@ mod retry;
 mod support;
 #[cfg(debug_assertions)] // there are no fail points otherwise
 mod sweep;
+mod wiped;

@@ -1,6 +1,9 @@
 //! A way to the broker that can be cut: what a network does to a connection.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::{
     io::copy_bidirectional,
@@ -13,6 +16,7 @@ use url::Url;
 pub struct Detour {
     pub amqp_url: String,
     connections: Arc<Mutex<Vec<AbortHandle>>>,
+    closed: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
@@ -25,10 +29,14 @@ impl Detour {
         url.set_port(Some(listener.local_addr().unwrap().port()))
             .unwrap();
         let connections = Arc::<Mutex<Vec<AbortHandle>>>::default();
+        let closed = Arc::<AtomicBool>::default();
         let accepting = tokio::spawn({
-            let connections = connections.clone();
+            let (connections, closed) = (connections.clone(), closed.clone());
             async move {
                 while let Ok((mut here, _)) = listener.accept().await {
+                    if closed.load(Ordering::Relaxed) {
+                        continue;
+                    }
                     let there = there.clone();
                     let passing = tokio::spawn(async move {
                         if let Ok(mut there) = TcpStream::connect(there).await {
@@ -42,6 +50,7 @@ impl Detour {
         Self {
             amqp_url: url.to_string(),
             connections,
+            closed,
             accepting,
         }
     }
@@ -50,6 +59,17 @@ impl Detour {
     pub fn cut(&self) {
         let connections = std::mem::take(&mut *self.connections.lock().unwrap());
         connections.iter().for_each(AbortHandle::abort);
+    }
+
+    /// Passes on no new ones.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.cut();
+    }
+
+    /// Passes on new ones again.
+    pub fn open(&self) {
+        self.closed.store(false, Ordering::Relaxed);
     }
 }
 

@@ -83,7 +83,8 @@ impl Script {
     }
 
     /// The scripted handler: its input lists what each attempt does; the last entry holds for all that follow.
-    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `gate:NAME`, `write` (a row in its transaction),
+    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `take:MS`, `gate:NAME`, `gate-fail:NAME`, `write` (a row in
+    /// its transaction),
     /// `write-fail`, `write-gate:NAME`.
     async fn act(self, task: TaskContext) -> Result<Value, TaskError> {
         let attempt = task.attempt();
@@ -112,6 +113,11 @@ impl Script {
                 ));
             }
             "gate" => self.stand_at(rest).await?,
+            "gate-fail" => {
+                self.stand_at(rest).await?;
+                return Err(TaskError::retry("fails after the gate, as told"));
+            }
+            "take" => tokio::time::sleep(Duration::from_millis(rest.parse()?)).await,
             "write" | "write-fail" | "write-gate" => {
                 let mut tx = task.transaction().await?;
                 sqlx::query("INSERT INTO effects (job_id, position) VALUES ($1, $2)")
@@ -439,6 +445,9 @@ async fn a_worker_process() {
         Ladder::try_from(ladder).unwrap(),
     );
     config.name = variable("STAGE_NAME");
+    if let Ok(jobs) = std::env::var("STAGE_CONCURRENCY") {
+        config.concurrency = jobs.parse().unwrap();
+    }
     if let Some(limit) = milliseconds("STAGE_DRAIN_TIMEOUT_MS") {
         config.drain_timeout = limit;
     }
