@@ -227,6 +227,9 @@
 //! run under exactly these.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+#[doc(hidden)]
+pub mod fail_point;
+
 pub mod broker;
 pub mod config;
 pub mod handlers;

@@ -14,7 +14,10 @@ use super::{
     letter::header,
     settling::Settling,
 };
-use crate::job::{BadMessage, Generation};
+use crate::{
+    fail_point::cut,
+    job::{BadMessage, Generation},
+};
 
 /// One arrival of a message at this worker; settle it exactly once.
 ///
@@ -131,7 +134,9 @@ impl Delivery {
             requeue: true,
             multiple: false,
         };
+        cut!(BeforeRequeue);
         let back = answer(self.acker.nack(back)).await;
+        cut!(AfterRequeue);
         // Unless it is certain that the broker was told, no frame may cover it.
         if back.is_ok() {
             self.settling.settled(self.tag);

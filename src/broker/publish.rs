@@ -37,7 +37,7 @@ use super::{
     Address, BrokerError, Identity, Letter, Place, SendError, Topology,
     connect::{ANSWER_TIMEOUT, Link, Outage, Trouble, answer},
 };
-use crate::retry::RetryPolicy;
+use crate::{fail_point::cut, retry::RetryPolicy};
 
 /// The longest pause before a letter is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -222,8 +222,13 @@ impl Publisher {
     /// `Missing` when there is no such queue, `Denied` when the user may not look, `Unreachable` or `Refused` when there
     /// is no connection or the broker blocks it.
     pub async fn depth(&self, place: &Place) -> Result<u32, BrokerError> {
-        let (link, _) = match self.shared.state.borrow().clone() {
-            State::Up(link, number) => (link, number),
+        let link = self.unblocked_link()?;
+        self.shared.topology.depth_on(&link, *place).await
+    }
+
+    fn unblocked_link(&self) -> Result<Arc<Link>, BrokerError> {
+        let link = match self.shared.state.borrow().clone() {
+            State::Up(link, _) => link,
             State::Away(error) => return Err(error),
             State::Closed => return Err(closed()),
         };
@@ -233,7 +238,34 @@ impl Publisher {
                 sentence: BLOCKED.into(),
             }));
         }
-        self.shared.topology.depth_on(&link, *place).await
+        Ok(link)
+    }
+
+    /// The number of the present connection.
+    pub fn connection(&self) -> Option<u64> {
+        match &*self.shared.state.borrow() {
+            State::Up(_, number) => Some(*number),
+            State::Away(_) | State::Closed => None,
+        }
+    }
+
+    /// Whether the broker remembers what [`mark`](Self::mark) told it. One that lost its disk does not.
+    ///
+    /// # Errors
+    /// As [`depth`](Self::depth) has them.
+    pub async fn is_marked(&self) -> Result<bool, BrokerError> {
+        self.shared
+            .topology
+            .is_marked_on(&*self.unblocked_link()?)
+            .await
+    }
+
+    /// Tells the broker something that it will know for as long as it has its data.
+    ///
+    /// # Errors
+    /// As [`depth`](Self::depth) has them.
+    pub async fn mark(&self) -> Result<(), BrokerError> {
+        self.shared.topology.mark_on(&*self.unblocked_link()?).await
     }
 
     /// Closes the connection; letters on their way are then of unknown fate.
@@ -280,14 +312,17 @@ impl Publisher {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
+        cut!(BeforePublish);
         let published = lent
             .channel
             .basic_publish("".into(), name, mandatory, letter.body(), properties)
             .await;
+        cut!(Published);
         let confirmed = match published {
             Ok(confirm) => confirm.await,
             Err(error) => Err(error),
         };
+        cut!(Confirmed);
         let queue = queue.to_owned();
         match confirmed {
             Ok(Confirmation::Ack(None)) => {
@@ -499,7 +534,10 @@ async fn supervise(
     debug_assert!(stopped.is_none(), "connecting never ends by itself");
     let last = shared.state.borrow().clone();
     shared.leave(State::Closed);
-    if let State::Up(link, _) = last {
+    // To a broker that reads nothing nobody can say goodbye.
+    if let State::Up(link, _) = last
+        && !link.connection.status().blocked()
+    {
         link.close().await;
     }
 }

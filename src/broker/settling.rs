@@ -18,6 +18,7 @@ use lapin::{Acker, options::BasicAckOptions, types::DeliveryTag};
 use tokio::task::yield_now;
 
 use super::connect::{Trouble, answer};
+use crate::fail_point::cut;
 
 /// The deliveries of one channel, from the first that is not settled.
 #[derive(Debug, Default)]
@@ -110,6 +111,7 @@ impl Settling {
     }
 
     async fn write(&self, round: Round) -> Vec<Result<bool, Trouble>> {
+        cut!(BeforeAcknowledge);
         let mut outcomes = Vec::new();
         if let Some(acker) = round.up_to {
             outcomes.push(answer(acker.ack(BasicAckOptions { multiple: true })).await);
@@ -122,6 +124,7 @@ impl Settling {
             outcome
         });
         outcomes.extend(join_all(alone).await);
+        cut!(AfterAcknowledge);
         outcomes
     }
 }

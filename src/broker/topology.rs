@@ -14,17 +14,23 @@
 //! around a cycle of two is dropped by some versions of the broker. **Why at-least-once**: the default removes a message
 //! from its queue before the next has taken it. At-least-once needs `x-overflow=reject-publish`; without it the broker
 //! falls back to the default silently.
+//!
+//! Beside the queues there is one exchange, of the dead queue's name, which nobody publishes to: the *mark*. A broker that
+//! does not know it has lost its memory, and the parked copies with it.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use lapin::{
-    options::{QueueDeclareOptions, QueueDeleteOptions},
+    ExchangeKind,
+    options::{
+        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+    },
     types::{AMQPValue, FieldTable, ShortString},
 };
 use serde_json::{Map, Value, json};
 
 use super::{
     Address, BrokerError, Identity,
-    connect::{Link, answer},
+    connect::{Link, Trouble, answer},
 };
 use crate::retry::{Ladder, Rung};
 
@@ -239,19 +245,20 @@ impl Topology {
         declared
     }
 
-    /// Deletes every queue, with whatever is in it. One that is not there is no error.
+    /// Deletes every queue, with whatever is in it, and the mark. One that is not there is no error.
     ///
     /// # Errors
     /// `Denied` for one that the user may not delete, `Refused` or `Unreachable` when there is no connection.
     pub async fn delete(&self, address: &Address, identity: &Identity) -> Result<(), BrokerError> {
         let link = Link::open(address, identity, "delete").await?;
-        let deleted = stream::iter(self.queues())
+        let deleted: Result<(), _> = stream::iter(self.queues())
             .map(|queue| delete_one(&link, queue))
             .buffered(DECLARED_AT_ONCE)
             .try_collect()
             .await;
+        let unmarked = self.unmark_on(&link).await;
         link.close().await;
-        deleted
+        deleted.and(unmarked)
     }
 
     /// Looks at every queue and changes none: is it there, is it as it must be, how many messages wait in it? In the
@@ -299,6 +306,64 @@ impl Topology {
             .buffered(DECLARED_AT_ONCE)
             .try_collect()
             .await
+    }
+
+    /// Whether the mark is there.
+    pub(super) async fn is_marked_on(&self, link: &Link) -> Result<bool, BrokerError> {
+        match self.declare_mark(link, Declare::Find).await? {
+            Ok(()) => Ok(true),
+            Err(Trouble {
+                code: Some(404), ..
+            }) => Ok(false),
+            Err(trouble) => Err(self.mark_trouble(link, trouble)),
+        }
+    }
+
+    /// Leaves the mark.
+    pub(super) async fn mark_on(&self, link: &Link) -> Result<(), BrokerError> {
+        let made = self.declare_mark(link, Declare::Make).await?;
+        made.map_err(|trouble| self.mark_trouble(link, trouble))
+    }
+
+    async fn unmark_on(&self, link: &Link) -> Result<(), BrokerError> {
+        let channel = link.channel().await?;
+        let deleted = channel.exchange_delete(self.mark(), ExchangeDeleteOptions::default());
+        let deleted = answer(deleted).await;
+        deleted.map_err(|trouble| self.mark_trouble(link, trouble))
+    }
+
+    async fn declare_mark(
+        &self,
+        link: &Link,
+        how: Declare,
+    ) -> Result<Result<(), Trouble>, BrokerError> {
+        let options = ExchangeDeclareOptions {
+            passive: how == Declare::Find,
+            durable: true,
+            internal: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        // On a channel of its own, as with queues.
+        let channel = link.channel().await?;
+        let (mark, nothing) = (self.mark(), FieldTable::default());
+        let declared = channel.exchange_declare(mark, ExchangeKind::Fanout, options, nothing);
+        Ok(answer(declared).await)
+    }
+
+    /// A name that the user may declare in any case.
+    fn mark(&self) -> ShortString {
+        // One that does not fit was refused when the topology was made.
+        ShortString::try_new(self.name(Place::Dead)).unwrap_or_default()
+    }
+
+    fn mark_trouble(&self, link: &Link, trouble: Trouble) -> BrokerError {
+        let name = self.name(Place::Dead);
+        let remedy = || {
+            format!(
+                "It is the exchange of that name: delete it, if it is nobody's (`rabbitmqadmin delete exchange name={name}`)"
+            )
+        };
+        link.queue_trouble(&name, remedy, trouble)
     }
 
     /// Messages that wait in the queue at `place`, on an open connection.

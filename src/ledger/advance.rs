@@ -8,7 +8,10 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, Row};
 
 use super::{connect::sentence, transaction::Open};
-use crate::job::{Epoch, JobId, Position};
+use crate::{
+    fail_point::cut,
+    job::{Epoch, JobId, Position},
+};
 
 /// Which attempt a write speaks for: the fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +174,10 @@ impl Advance {
                     .into(),
             );
         }
-        let (error, open) = match open.commit(&self.succeed_and_commit()).await {
+        cut!(BeforeCommit);
+        let ended = open.commit(&self.succeed_and_commit()).await;
+        cut!(AfterCommit);
+        let (error, open) = match ended {
             Ok(()) => return Committed::Yes,
             Err(refused) => refused,
         };

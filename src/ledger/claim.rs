@@ -28,7 +28,10 @@ use sqlx::{
 use std::{sync::Arc, time::Duration};
 
 use super::{Holder, lane::Verb, message::stored_message};
-use crate::job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, TaskResult, null};
+use crate::{
+    fail_point::cut,
+    job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, TaskResult, null},
+};
 
 /// What a delivery asks the ledger.
 #[derive(Clone, Debug)]
@@ -259,6 +262,7 @@ impl Verb for Claim {
         holder: &Holder,
         group: &[&Self],
     ) -> Result<Vec<Option<Answer>>, sqlx::Error> {
+        cut!(BeforeClaim);
         let ids = column(group, |claim| claim.message.id.0);
         let query = bind_jobs(sqlx::query(CLAIM), holder, group);
         let rows = bind_tasks(query, group)
@@ -268,6 +272,7 @@ impl Verb for Claim {
             .bind(column(group, |claim| claim.alone))
             .fetch_all(&mut *connection)
             .await?;
+        cut!(AfterClaim);
 
         let mut answers: Vec<Option<Answer>> = ids.iter().map(|_| None).collect();
         for row in rows {

@@ -80,6 +80,11 @@ UPDATE cliquet.jobs
            + greatest(make_interval(secs => $3), least(clock_timestamp() - next_attempt_at, interval '6 hours'))
  WHERE id = ANY($1) AND next_attempt_at IS NOT NULL AND next_attempt_at < clock_timestamp() AND queue = $2";
 
+/// Whatever is parked is owed a copy again. Reads the whole table.
+const FORGOTTEN: &str = r"
+UPDATE cliquet.jobs SET sent = generation - 1
+ WHERE queue = $1 AND status = 'FAILED' AND generation > 0 AND sent >= generation";
+
 const CONDEMN: &str = r"
 UPDATE cliquet.jobs
    SET status = 'FAILED', error = CASE status WHEN 'FAILED' THEN error ELSE $2 END,
@@ -196,6 +201,16 @@ impl Reconciling {
             .await
             .map_err(unavailable)?;
         Ok(())
+    }
+
+    /// The broker has forgotten what was parked: all of it is owed again. Answers with how many jobs that are.
+    pub(crate) async fn forgotten(&mut self) -> Result<u64, LedgerError> {
+        let owed = sqlx::query(FORGOTTEN)
+            .bind(&self.queue)
+            .execute(&mut *self.connection)
+            .await
+            .map_err(unavailable)?;
+        Ok(owed.rows_affected())
     }
 
     /// What is stored is no job that could ever be sent: it is given up, with the reason, instead of being looked at for ever.

@@ -13,7 +13,7 @@ use super::{
     advance::{Stand, Written, written},
     lane::Verb,
 };
-use crate::job::JobId;
+use crate::{fail_point::cut, job::JobId};
 
 /// One attempt failed.
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl Verb for Fail {
         holder: &Holder,
         group: &[&Self],
     ) -> Result<Vec<Option<Written>>, sqlx::Error> {
+        cut!(BeforeFail);
         let ids: Vec<_> = group.iter().map(|fail| fail.stand.job.0).collect();
         let rows = sqlx::query(FAIL)
             .bind(&ids)
@@ -99,6 +100,7 @@ impl Verb for Fail {
             .bind(&holder.name)
             .fetch_all(&mut *connection)
             .await?;
+        cut!(AfterFail);
         let stands: Vec<_> = group.iter().map(|fail| fail.stand).collect();
         let changed = rows
             .iter()

@@ -19,6 +19,7 @@ use super::{
     connect::{LedgerAddress, sentence},
 };
 use crate::{
+    fail_point::cut,
     job::{Epoch, JobId},
     retry::{BrakeState, RetryPolicy},
 };
@@ -239,12 +240,14 @@ impl Presence {
     /// Says goodbye: whatever the worker still holds may be taken over at once.
     pub(crate) async fn end(mut self) {
         if let Some(mut session) = self.session.take() {
+            cut!(BeforeGoodbye);
             let goodbye = sqlx::query(
                 "UPDATE cliquet.workers SET stopped_at = clock_timestamp() WHERE id = $1",
             )
             .bind(self.holder.id)
             .execute(&mut session);
             if timeout(Duration::from_secs(2), goodbye).await.is_ok() {
+                cut!(AfterGoodbye);
                 let _ = timeout(Duration::from_secs(1), session.close()).await;
             }
         }

@@ -7,7 +7,10 @@
 use sqlx::{PgConnection, Row};
 
 use super::{Holder, advance::Written, lane::Verb};
-use crate::job::{Epoch, JobId};
+use crate::{
+    fail_point::cut,
+    job::{Epoch, JobId},
+};
 
 /// The job is handed back in the middle of an attempt.
 #[derive(Debug)]
@@ -43,6 +46,7 @@ impl Verb for Release {
         _holder: &Holder,
         group: &[&Self],
     ) -> Result<Vec<Option<Written>>, sqlx::Error> {
+        cut!(BeforeRelease);
         let ids: Vec<_> = group.iter().map(|release| release.job.0).collect();
         let rows = sqlx::query(RELEASE)
             .bind(&ids)
@@ -54,6 +58,7 @@ impl Verb for Release {
             )
             .fetch_all(connection)
             .await?;
+        cut!(AfterRelease);
         let mut answers = vec![Some(Written::Fenced); group.len()];
         for row in rows {
             if let Ok(index) = ids.binary_search(&row.try_get("job_id")?) {

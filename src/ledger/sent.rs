@@ -4,7 +4,10 @@
 use sqlx::PgConnection;
 
 use super::{Holder, lane::Verb};
-use crate::job::{Generation, JobId};
+use crate::{
+    fail_point::cut,
+    job::{Generation, JobId},
+};
 
 /// A copy is confirmed.
 #[derive(Debug)]
@@ -30,6 +33,7 @@ impl Verb for Sent {
         _holder: &Holder,
         group: &[&Self],
     ) -> Result<Vec<Option<()>>, sqlx::Error> {
+        cut!(BeforeSent);
         sqlx::query(SENT)
             .bind(group.iter().map(|sent| sent.job.0).collect::<Vec<_>>())
             .bind(
@@ -40,6 +44,7 @@ impl Verb for Sent {
             )
             .execute(connection)
             .await?;
+        cut!(AfterSent);
         Ok(vec![Some(()); group.len()])
     }
 }

@@ -23,7 +23,10 @@ use super::{
     claim::{Claim, Claimed, Way, bind_jobs, bind_tasks, column, created_tasks},
     lane::Verb,
 };
-use crate::job::{Epoch, Generation, JobId};
+use crate::{
+    fail_point::cut,
+    job::{Epoch, Generation, JobId},
+};
 
 /// One step of one job.
 #[derive(Debug)]
@@ -198,6 +201,8 @@ impl Verb for Step {
         let parts = usize::from(!claims.is_empty())
             | usize::from(ends < advances.len()) << 1
             | usize::from(ends > 0) << 2;
+        cut!(BeforeAdmission if !claims.is_empty());
+        cut!(BeforeAdvance if !advances.is_empty());
         let query = sqlx::query(STATEMENTS[parts].as_str());
         let query = bind_tasks(bind_jobs(query, holder, &claims), &claims);
         let rows = query
@@ -209,6 +214,8 @@ impl Verb for Step {
             .bind(column(&advances, |advance| advance.next.as_str()))
             .fetch_all(&mut *connection)
             .await?;
+        cut!(AfterAdmission if !claims.is_empty());
+        cut!(AfterAdvance if !advances.is_empty());
         let mut changed = rows
             .iter()
             .map(|row| row.try_get(0).map(JobId))

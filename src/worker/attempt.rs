@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Crew;
 use crate::{
+    fail_point::cut,
     job::{Position, TaskSpec, storable},
     ledger::{HandlerTransaction, Open},
     task::{JobInHand, MAX_RESULTS_BYTES, TaskContext, TaskError},
@@ -67,6 +68,7 @@ pub(super) async fn attempt(
         transaction: transaction.clone(),
     };
     let limit = spec.timeout.or(registered.options.timeout);
+    cut!(BeforeHandler);
 
     // The handler owns its transaction's calls and may be dropped in the midst of one. That is why a transaction whose
     // handler was dropped is abandoned (its connection is closed) and never used again.
@@ -90,6 +92,7 @@ pub(super) async fn attempt(
             humantime::format_duration(limit.unwrap_or_default())
         )))),
     };
+    cut!(AfterHandler);
     match ended {
         Ok(result) => finish(result, job, &transaction).await,
         Err(ended) => {

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     broker::{Delivery, Marks},
+    fail_point::cut,
     job::{BadMessage, JobMessage},
     ledger::{Answer, Claim, Claimed, Way},
 };
@@ -62,6 +63,7 @@ fn decode(delivery: &Delivery) -> Result<(Arc<JobMessage>, Marks), BadMessage> {
         delivery.message_type(),
     )?;
     let marks = delivery.marks()?;
+    cut!(Decoded);
     Ok((
         Arc::new(message),
         Marks {

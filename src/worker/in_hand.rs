@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::Delivery,
+    fail_point::cut,
     job::{Epoch, JobId},
 };
 
@@ -109,6 +110,7 @@ impl InHand {
     pub(super) async fn turn(&self, job: JobId) -> Turn {
         let user = User::enter(&self.0, job);
         let guard = user.slot.turn.clone().lock_owned().await;
+        cut!(Registered);
         Turn {
             user,
             _guard: guard,
@@ -162,6 +164,7 @@ impl Turn {
         if let Some(older) = lock(&self.user.slot.run).replace(running.clone()) {
             older.cancellation.cancel();
         }
+        cut!(Begun);
         Run {
             user: self.user,
             running,
@@ -181,6 +184,7 @@ impl Turn {
             Some(held) if held.is_alive() => Adoption::OneTooMany(delivery),
             Some(_) => {
                 *held = Some(delivery);
+                cut!(Adopted);
                 Adoption::Adopted
             }
         }
@@ -209,6 +213,7 @@ impl Run {
     pub(super) fn end(mut self) -> Option<Delivery> {
         self.ended = true;
         self.leave();
+        cut!(RunEnded);
         lock(&self.running.delivery).take()
     }
 

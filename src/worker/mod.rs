@@ -33,6 +33,7 @@ pub use builder::{Builder, WorkerError};
 use crate::{
     broker::{Address, Consumer, Identity, Publisher, Topology},
     config::{Config, host},
+    fail_point::cut,
     ledger::{About, Ledger, LedgerAddress, Presence, Tally},
     task::{Registry, State},
 };
@@ -108,6 +109,7 @@ impl Worker {
 
         info!(jobs = crew.in_hand.running().len(), drain_timeout = %humantime::format_duration(crew.config.drain_timeout), "stopping: running tasks end, the rest is handed back");
         crew.drain.cancel();
+        cut!(Draining);
         deliveries.close();
         // Together and under one limit: a broker that does not answer must not eat the running tasks' time.
         let drained = async { tokio::join!(consumer.stop(), deliveries.wait()) };
@@ -117,14 +119,12 @@ impl Worker {
                 "the drain's time is over; what still runs is cut short and handed back uncounted"
             );
             crew.deadline.cancel();
-            let _ = timeout(LAST_WRITES / 2, deliveries.wait()).await;
-        }
-        crew.leaving.cancel();
-        if timeout(LAST_WRITES / 2, deliveries.wait()).await.is_err() {
-            warn!(
-                jobs = crew.in_hand.running().len(),
-                "leaving with writes undone; the next claim of these jobs finds out"
-            );
+            if timeout(LAST_WRITES, deliveries.wait()).await.is_err() {
+                warn!(
+                    jobs = crew.in_hand.running().len(),
+                    "leaving with writes undone; the next claim of these jobs finds out"
+                );
+            }
         }
         let _ = timeout(Duration::from_secs(1), reconciler).await;
         drop(beating);
@@ -199,7 +199,6 @@ impl Worker {
             brakes,
             drain: CancellationToken::new(),
             deadline: CancellationToken::new(),
-            leaving: CancellationToken::new(),
             config,
             registry,
             state: Arc::new(state),
@@ -240,10 +239,8 @@ struct Crew {
     present: watch::Receiver<bool>,
     /// Asked to stop: no new task begins.
     drain: CancellationToken,
-    /// The drain's time is over: running attempts are cut short.
+    /// The drain's time is over: running attempts are cut short, and no copy waits for the broker any more.
     deadline: CancellationToken,
-    /// Nothing more is waited for.
-    leaving: CancellationToken,
 }
 
 /// The right to run a job that may kill the process.

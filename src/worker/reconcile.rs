@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use super::{Crew, about};
 use crate::{
     broker::{Letter, Place},
+    fail_point::cut,
     job::{JobId, JobMessage},
     ledger::{LedgerError, Owed, Reconciling, What},
 };
@@ -50,6 +51,8 @@ pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
 struct Memory {
     /// When the message of an abandoned job was last sent, and how often.
     abandoned: HashMap<JobId, (Instant, u32)>,
+    /// The connection on which the broker was last asked whether it has its memory.
+    asked: Option<u64>,
 }
 
 async fn look(
@@ -76,6 +79,7 @@ async fn look_alone(
     if !crew.publisher.is_connected() || crew.publisher.is_blocked() {
         return Ok(());
     }
+    look_for_the_mark(crew, reconciling, memory).await?;
     let mut owed = reconciling.owed(GRACE).await?;
     if owed
         .iter()
@@ -87,6 +91,7 @@ async fn look_alone(
         }
     }
     owed.extend(abandoned(crew, reconciling, memory).await?);
+    cut!(Reconciling if !owed.is_empty());
     let mut looked_after = Vec::new();
     for owed in owed {
         if stop.is_cancelled() {
@@ -116,6 +121,41 @@ async fn look_alone(
     }
     if !looked_after.is_empty() {
         reconciling.put_off(&looked_after, AGAIN).await?;
+        cut!(PutOff);
+    }
+    Ok(())
+}
+
+/// Asks the broker, once for each connection, whether it remembers. If it does not it has lost its disk: jobs that wait or
+/// run are found when they are due, but of those that are parked the ledger thinks that their copies are there.
+async fn look_for_the_mark(
+    crew: &Crew,
+    reconciling: &mut Reconciling,
+    memory: &mut Memory,
+) -> Result<(), LedgerError> {
+    let connection = crew.publisher.connection();
+    // Who does not declare the queues may not be allowed to leave a mark.
+    if !crew.config.declare || connection.is_none() || connection == memory.asked {
+        return Ok(());
+    }
+    let marked = match crew.publisher.is_marked().await {
+        Ok(false) => {
+            let jobs = reconciling.forgotten().await?;
+            if jobs > 0 {
+                warn!(
+                    jobs,
+                    "the broker does not remember this queue: what was given up is parked again"
+                );
+            }
+            // Afterwards, or a death in between would leave a mark and no copies.
+            crew.publisher.mark().await
+        }
+        Ok(true) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match marked {
+        Ok(()) => memory.asked = connection,
+        Err(error) => debug!(%error, "the mark is not looked for; the next look tries again"),
     }
     Ok(())
 }
@@ -179,6 +219,7 @@ async fn send(
     };
     match crew.publisher.send(&place, &letter).await {
         Ok(()) => {
+            cut!(ReconciledOne);
             crew.ledger.sent(owed.job, owed.generation);
             match owed.what {
                 What::Enqueued => {

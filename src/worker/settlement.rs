@@ -6,6 +6,7 @@ use tracing::{debug, error, warn};
 use super::{Crew, run::RunEnd};
 use crate::{
     broker::{Delivery, Letter, Marks, Place, SendError, Settled},
+    fail_point::cut,
     job::{BadMessage, Fingerprint, Generation, JobId},
     ledger::{Answer, LedgerError},
     retry::Ladder,
@@ -167,6 +168,7 @@ impl Settlement {
 
     /// Does it. The only place that acknowledges.
     pub(super) async fn carry_out(self, crew: &Crew, delivery: Delivery, job: Option<JobId>) {
+        cut!(Settling);
         let settled = match self {
             Settlement::Acknowledge => delivery.acknowledge().await,
             Settlement::Requeue => give_back(&delivery).await,
@@ -216,18 +218,20 @@ async fn send(crew: &Crew, delivery: &Delivery, copy: &Copy) -> Result<(), SendE
             parked.attempts,
         );
     }
+    // Not beyond the drain's time: the message goes back then, and whoever has it next sends its copy.
     let sent = crew
         .publisher
-        .deliver(&copy.place, &letter, &crew.leaving)
+        .deliver(&copy.place, &letter, &crew.deadline)
         .await;
     if let Err(error) = &sent
         && !error.again_helps()
+        && !crew.deadline.is_cancelled()
     {
         error!(message.id = delivery.message_id(), %error, "a copy cannot be sent; the message stays in its queue");
         // Without a pause a message that cannot be copied would come and go as fast as the network allows.
         tokio::select! {
             () = sleep(Duration::from_secs(30)) => {}
-            () = crew.leaving.cancelled() => {}
+            () = crew.deadline.cancelled() => {}
         }
     }
     sent

@@ -24,6 +24,7 @@ mod rabbit;
 mod report;
 mod run;
 mod schedule;
+#[allow(dead_code, reason = "other tests use more of it")]
 #[path = "../it/support/services.rs"]
 mod services;
 mod times;

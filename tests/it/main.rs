@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bench;
+mod blocked;
 mod brake;
 mod broker;
 mod cli;
@@ -11,6 +12,7 @@ mod death;
 mod doctor;
 mod exec;
 mod house;
+mod long_tasks;
 mod order;
 mod outage;
 mod privileges;
@@ -18,3 +20,6 @@ mod repair;
 mod resume;
 mod retry;
 mod support;
+#[cfg(debug_assertions)] // there are no fail points otherwise
+mod sweep;
+mod wiped;

@@ -53,6 +53,20 @@ impl Services {
     }
 }
 
+impl Services {
+    /// Kills RabbitMQ and deletes all its data; it is not started again.
+    pub fn lose_the_brokers_disk(&self) {
+        self.run(&["kill", "rabbitmq"]);
+        std::fs::remove_dir_all(self.folder.join("data/rabbitmq/mnesia")).unwrap();
+    }
+
+    /// What RabbitMQ has logged.
+    pub fn brokers_log(&self) -> String {
+        let log = std::fs::read(self.folder.join("data/log/rabbitmq.log")).unwrap();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+}
+
 impl Drop for Services {
     fn drop(&mut self) {
         let _ = Command::new(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/dev"))

@@ -83,8 +83,8 @@ impl Script {
     }
 
     /// The scripted handler: its input lists what each attempt does; the last entry holds for all that follow.
-    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `gate:NAME`, `needs:GATE` (fails while it is not open),
-    /// `write` (a row in its transaction), `write-fail`, `write-gate:NAME`.
+    /// `ok`, `fail`, `permanent`, `panic`, `hang`, `kill`, `after:MS`, `take:MS`, `gate:NAME`, `gate-fail:NAME`,
+    /// `needs:GATE` (fails while it is not open), `write` (a row in its transaction), `write-fail`, `write-gate:NAME`.
     async fn act(self, task: TaskContext) -> Result<Value, TaskError> {
         let attempt = task.attempt();
         sqlx::query("INSERT INTO calls (job_id, position, attempt, pid) VALUES ($1, $2, $3, $4)")
@@ -119,6 +119,11 @@ impl Script {
                     .await?;
                 open.ok_or_else(|| TaskError::retry(format!("{rest} is away")))?;
             }
+            "gate-fail" => {
+                self.stand_at(rest).await?;
+                return Err(TaskError::retry("fails after the gate, as told"));
+            }
+            "take" => tokio::time::sleep(Duration::from_millis(rest.parse()?)).await,
             "write" | "write-fail" | "write-gate" => {
                 let mut tx = task.transaction().await?;
                 sqlx::query("INSERT INTO effects (job_id, position) VALUES ($1, $2)")
@@ -237,6 +242,11 @@ impl Stage {
 
     /// A worker in a process of its own, for real signals.
     pub fn process(&self, name: &str) -> WorkerProcess {
+        self.process_with(name, &[])
+    }
+
+    /// With further variables in its environment; see [`a_worker_process`] for those that are its own.
+    pub fn process_with(&self, name: &str, environment: &[(&str, &str)]) -> WorkerProcess {
         let ladder: Vec<_> = self
             .queues
             .topology
@@ -258,6 +268,7 @@ impl Stage {
             .env("STAGE_QUEUE", self.queues.name(Place::Work))
             .env("STAGE_LADDER", ladder.join(","))
             .env("STAGE_NAME", name)
+            .envs(environment.iter().copied())
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -447,6 +458,10 @@ async fn a_worker_process() {
     };
     tell();
     let variable = |name: &str| std::env::var(name).unwrap();
+    let milliseconds = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        Some(Duration::from_millis(text.parse().unwrap()))
+    };
     let ladder: Vec<_> = variable("STAGE_LADDER")
         .split(',')
         .map(str::to_owned)
@@ -458,6 +473,15 @@ async fn a_worker_process() {
         Ladder::try_from(ladder).unwrap(),
     );
     config.name = variable("STAGE_NAME");
+    if let Ok(jobs) = std::env::var("STAGE_CONCURRENCY") {
+        config.concurrency = jobs.parse().unwrap();
+    }
+    if let Some(limit) = milliseconds("STAGE_DRAIN_TIMEOUT_MS") {
+        config.drain_timeout = limit;
+    }
+    if let Some(limit) = milliseconds("STAGE_HAND_OVER_AFTER_MS") {
+        config.hand_over_after = limit;
+    }
     let pool = sqlx::postgres::PgPoolOptions::new()
         .max_connections(8)
         .connect(&database)
@@ -490,7 +514,16 @@ impl WorkerProcess {
     }
 
     pub fn try_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
+        self.try_status().is_some()
+    }
+
+    /// How it ended, if it has.
+    pub fn try_status(&mut self) -> Option<std::process::ExitStatus> {
+        self.0.try_wait().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     /// Waits until it has ended by itself. Its exit code; none if a signal ended it.
