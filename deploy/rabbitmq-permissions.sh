@@ -80,6 +80,7 @@ main() {
 }
 
 # A name as a regular expression that matches nothing else.
+# shellcheck disable=SC2001,SC2016 # many characters, each with itself behind a backslash
 literally() { sed 's/[][\.*^$(){}?+|]/\\&/g' <<<"$1"; }
 
 misused() {
