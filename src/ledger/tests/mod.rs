@@ -11,6 +11,7 @@ mod message;
 mod presence;
 mod schema;
 mod suspect;
+mod table;
 mod transaction;
 
 use std::{

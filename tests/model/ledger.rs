@@ -1,0 +1,131 @@
+//! What is written to the ledger beside claims: a task's end, a release, a cancel. Each is one commit.
+
+use crate::{
+    promises::{FENCED_OUT, SUCCESS_ONCE},
+    rules::Rules,
+    table::{Doing, Status},
+    words::{Run, World, Write},
+};
+
+/// Whether a write took effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    Committed,
+    Fenced,
+}
+
+impl World {
+    /// A run's write, as its statement does it: it changes the rows if they stand where the run stands. Otherwise it asks what
+    /// became of them, since it may be the repetition of a write whose answer was lost.
+    pub fn write(&mut self, run: &Run, write: Write, rules: &Rules) -> Written {
+        let fence = rules.fence;
+        if write == Write::Release {
+            return self.release(run.epoch, fence);
+        }
+        let Some(job) = &mut self.job else {
+            return Written::Fenced;
+        };
+        let position = run.position as usize;
+        let task = &mut job.tasks[position];
+        let mine = task.epoch == run.epoch && task.attempt == run.attempt;
+        let ends_job = write != Write::Advance || position + 1 == job.total as usize;
+        let fits = |mine: bool, epoch: u8| {
+            mine && task.status == Doing::Processing
+                && (!ends_job || (epoch == run.epoch && job.status == Status::Processing))
+        };
+        let stands = match fence {
+            true => fits(mine, job.epoch),
+            false => fits(true, run.epoch),
+        };
+        let succeeds = matches!(write, Write::Advance | Write::HandBack { .. });
+        if succeeds && (stands || !rules.one_commit) {
+            self.effects[position] += 1;
+        }
+        if !stands {
+            let wanted = match write {
+                Write::Retry | Write::GiveUp => Doing::Failed,
+                _ => Doing::Success,
+            };
+            return match mine && task.status == wanted {
+                true => Written::Committed,
+                false => Written::Fenced,
+            };
+        }
+        if run.epoch != job.epoch {
+            self.broken |= FENCED_OUT;
+        }
+        if task.status == Doing::Success {
+            self.broken |= SUCCESS_ONCE;
+        }
+        match write {
+            Write::Advance | Write::HandBack { .. } => task.status = Doing::Success,
+            _ => task.status = Doing::Failed,
+        }
+        match write {
+            Write::Advance if !ends_job => {
+                let next = &mut job.tasks[position + 1];
+                if next.status == Doing::Pending {
+                    (next.status, next.epoch) = (Doing::Processing, run.epoch);
+                    next.attempt += 1;
+                }
+            }
+            Write::Advance => job.status = Status::Success,
+            Write::HandBack { .. } => job.status = Status::Pending,
+            Write::Retry => job.status = Status::Retrying,
+            Write::GiveUp => job.status = Status::Failed,
+            Write::Release => {}
+        }
+        if ends_job {
+            job.holder = None;
+        }
+        if matches!(write, Write::Retry | Write::GiveUp) {
+            job.generation += 1;
+            self.confirmed = false;
+        }
+        Written::Committed
+    }
+
+    /// The job is handed back, and the attempt that was cut short does not count.
+    pub fn release(&mut self, epoch: u8, fence: bool) -> Written {
+        let Some(job) = &mut self.job else {
+            return Written::Fenced;
+        };
+        if job.status != Status::Processing || (fence && job.epoch != epoch) {
+            return Written::Fenced;
+        }
+        if job.epoch != epoch {
+            self.broken |= FENCED_OUT;
+        }
+        (job.status, job.holder) = (Status::Pending, None);
+        for task in &mut job.tasks {
+            if task.status == Doing::Processing && (task.epoch == epoch || !fence) {
+                task.status = Doing::Pending;
+                task.attempt -= 1;
+            }
+        }
+        Written::Committed
+    }
+
+    /// An operator ends the job: the same act as a claim, except that nobody runs it afterwards.
+    pub fn cancel(&mut self) -> Option<()> {
+        let job = self.job.as_mut()?;
+        if !matches!(
+            job.status,
+            Status::Pending | Status::Processing | Status::Retrying
+        ) {
+            return None;
+        }
+        let former = job.epoch;
+        job.status = Status::Cancelled;
+        job.epoch += 1;
+        job.holder = None;
+        job.sent = job.sent.max(job.generation as i8);
+        for task in &mut job.tasks {
+            if task.status == Doing::Processing {
+                (task.status, task.epoch) = (Doing::Failed, job.epoch);
+            }
+        }
+        self.rob(former);
+        Some(())
+    }
+}

@@ -1,0 +1,52 @@
+//! The rules of the protocol that can be taken away, one at a time, to see what they are there for.
+
+use crate::table::Rows;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rules {
+    /// The claim's table.
+    pub rows: Rows,
+    /// A write names epoch and attempt, and changes nothing when they are not the task's.
+    pub fence: bool,
+    /// What a handler writes through its transaction shares the commit of its SUCCESS.
+    pub one_commit: bool,
+    /// A run whose write changed nothing ends.
+    pub fenced_runs_end: bool,
+    /// A message that was superseded sends its successor again, before it is acknowledged.
+    pub superseded_sends: bool,
+    /// An older message of a job that was given up parks it again.
+    pub parks_again: bool,
+    /// A message whose job is busy is replaced by a copy.
+    pub busy_waits: bool,
+    /// A copy is confirmed before what it replaces is acknowledged.
+    pub confirms_first: bool,
+    /// A process registers a job before it claims it, and a second delivery waits for the first one's answer.
+    pub registers_first: bool,
+    /// A heartbeat releases what broke off.
+    pub releases_orphans: bool,
+    /// A process that knows that its lock is lost starts no task.
+    pub starts_present: bool,
+    /// A heartbeat stops runs that are no longer the process's.
+    pub beats_cancel: bool,
+    /// A copy carries the broker's flag on.
+    pub marks_redelivered: bool,
+}
+
+impl Rules {
+    /// As it is.
+    pub const ALL: Rules = Rules {
+        rows: Rows::ALL,
+        fence: true,
+        one_commit: true,
+        fenced_runs_end: true,
+        superseded_sends: true,
+        parks_again: true,
+        busy_waits: true,
+        confirms_first: true,
+        registers_first: true,
+        releases_orphans: true,
+        starts_present: true,
+        beats_cancel: true,
+        marks_redelivered: true,
+    };
+}
