@@ -40,7 +40,7 @@ pub(crate) use bench::{Audit, Bench, EffectsTable, Updates, Watcher};
 pub(crate) use claim::{Answer, Claim, Claimed, Way};
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
-pub(crate) use presence::{About, Presence};
+pub(crate) use presence::{About, Presence, Present};
 use release::Release;
 use step::{Step, Stepped};
 pub(crate) use tally::Tally;

@@ -18,7 +18,7 @@ pub(super) async fn beat(
     stop: CancellationToken,
 ) {
     loop {
-        for (job, epoch) in presence.beat(&in_hand.running()).await {
+        for (job, epoch) in presence.beat(|| in_hand.running()).await {
             // Most often the run has ended since the list was made.
             if in_hand.cancel(job, epoch) {
                 info!(job.id = %job, epoch = epoch.0, "the job is no longer this worker's: it was cancelled or taken over");

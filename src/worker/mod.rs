@@ -32,7 +32,7 @@ pub use builder::{Builder, WorkerError};
 use crate::{
     broker::{Address, Consumer, Identity, Publisher, Topology},
     config::{Config, host},
-    ledger::{About, Ledger, LedgerAddress, Presence, Tally},
+    ledger::{About, Ledger, LedgerAddress, Presence, Present, Tally},
     task::{Registry, State},
 };
 use in_hand::InHand;
@@ -230,8 +230,8 @@ struct Crew {
     places: Arc<Semaphore>,
     /// One permit for all jobs with a crash behind them.
     suspects: Arc<Semaphore>,
-    /// Whether the worker's lock in the ledger is held.
-    present: watch::Receiver<bool>,
+    /// The session in which the worker's lock in the ledger is held.
+    present: watch::Receiver<Present>,
     /// Asked to stop: no new task begins.
     drain: CancellationToken,
     /// The drain's time is over: running attempts are cut short.
@@ -282,12 +282,17 @@ impl Crew {
         Some(Alone(Some(permit)))
     }
 
+    /// The session in which the worker is present in the ledger now.
+    fn session(&self) -> Present {
+        *self.present.borrow()
+    }
+
     async fn is_present(&self) {
         // The sender lives as long as the heartbeat; without one there is nothing to wait for.
         if self
             .present
             .clone()
-            .wait_for(|present| *present)
+            .wait_for(Option::is_some)
             .await
             .is_err()
         {
