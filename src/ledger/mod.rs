@@ -48,7 +48,7 @@ pub(crate) use health::{
     Backlog, Duty, Health, Lacking, ParkedGroup, Server, Suspect, Table, WorkerFacts,
 };
 pub(crate) use plans::Plan;
-pub(crate) use presence::{About, Presence};
+pub(crate) use presence::{About, Presence, Present};
 use release::Release;
 use step::{Step, Stepped};
 pub(crate) use tally::Tally;

@@ -41,10 +41,15 @@ pub(crate) struct Presence {
     session: Option<PgConnection>,
     /// How long a beat may take before its session is given up: well below the patience of others.
     no_answer: Duration,
-    present: watch::Sender<bool>,
+    present: watch::Sender<Present>,
+    /// How often the lock was taken.
+    sessions: u64,
     /// The handlers that are braked, as JSON; told with each beat.
     brakes: Option<String>,
 }
+
+/// The session of the lock in which tasks may start; none while it is lost.
+pub(crate) type Present = Option<u64>;
 
 /// How long a heartbeat may take before its session is given up; short, since a session that hangs is no witness.
 const NO_ANSWER: Duration = Duration::from_secs(10);
@@ -131,7 +136,8 @@ impl Presence {
             holder: Arc::new(holder),
             session: None,
             no_answer: NO_ANSWER.min(about.patience / 3),
-            present: watch::Sender::new(false),
+            present: watch::Sender::new(None),
+            sessions: 0,
             brakes: None,
         };
         presence.lock(session).await?;
@@ -143,8 +149,8 @@ impl Presence {
         self.holder.clone()
     }
 
-    /// `true` while tasks may start: the lock is held, and since it was taken a beat has told which runs are lost.
-    pub(crate) fn watch(&self) -> watch::Receiver<bool> {
+    /// The session while tasks may start: the lock is held, and since it was taken a beat has told which runs are lost.
+    pub(crate) fn watch(&self) -> watch::Receiver<Present> {
         self.present.subscribe()
     }
 
@@ -159,19 +165,24 @@ impl Presence {
     /// Lets tasks start again, once the runs that the last [`beat`](Self::beat) told are stopped. Not before: while the
     /// session was lost others may have taken them over, and done what they would begin now.
     pub(crate) fn resume(&self) {
+        let now = Some(self.sessions);
         self.present
-            .send_if_modified(|present| !std::mem::replace(present, true));
+            .send_if_modified(|present| std::mem::replace(present, now) != now);
     }
 
     /// One heartbeat. Answers with those of the running jobs that are no longer this worker's; takes the lock again, and
-    /// waits for it, when its session was lost. Then no task starts before [`resume`](Self::resume).
-    pub(crate) async fn beat(&mut self, running: &[(JobId, Epoch)]) -> Vec<(JobId, Epoch)> {
+    /// waits for it, when its session was lost. Then no task starts before [`resume`](Self::resume). `running` is asked anew
+    /// at each attempt: a run that began just before the loss was noticed is among them.
+    pub(crate) async fn beat(
+        &mut self,
+        running: impl Fn() -> Vec<(JobId, Epoch)>,
+    ) -> Vec<(JobId, Epoch)> {
         // So often that it is back long before others lose their patience with it.
         let pauses = RetryPolicy::reconnecting(self.no_answer.min(Duration::from_secs(1)));
         let mut failures = 0;
         loop {
             let no_answer = self.no_answer;
-            let attempt = match timeout(no_answer, self.try_beat(running)).await {
+            let attempt = match timeout(no_answer, self.try_beat(&running())).await {
                 Ok(attempt) => attempt,
                 Err(_) => Err(sqlx::Error::Protocol(format!(
                     "no answer from Postgres for {} ms",
@@ -188,7 +199,7 @@ impl Presence {
                 Err(error) => {
                     // Dropped, not closed in order: what it was doing is unknown.
                     self.session = None;
-                    self.present.send_replace(false);
+                    self.present.send_replace(None);
                     failures += 1;
                     if failures == 1 || failures % 20 == 0 {
                         warn!(
@@ -234,6 +245,7 @@ impl Presence {
             .execute(&mut session)
             .await?;
         self.session = Some(session);
+        self.sessions += 1;
         Ok(())
     }
 

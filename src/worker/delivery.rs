@@ -105,6 +105,7 @@ async fn follow(
             running,
             alone: alone.is_some(),
         };
+        let session = crew.session();
         let answer = match crew.ledger.claim(claim).await {
             Ok(answer) => answer,
             Err(error) => return Some((delivery, Outcome::Unclaimed(error))),
@@ -113,7 +114,7 @@ async fn follow(
             (Answer::Claimed(claimed), _) => {
                 tell(&message, &claimed);
                 let job = turn.begin(claimed.epoch, delivery);
-                let end = run(crew, &job, *claimed, &message, alone.take()).await;
+                let end = run(crew, &job, *claimed, &message, session, alone.take()).await;
                 drop(place);
                 debug!(job.id = %message.id, ?end, "the run ended");
                 return job.end().map(|delivery| (delivery, Outcome::Ran(end)));

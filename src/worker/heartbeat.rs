@@ -20,7 +20,7 @@ pub(super) async fn beat(
 ) {
     loop {
         presence.tell_brakes(&brakes.on());
-        for (job, epoch) in presence.beat(&in_hand.running()).await {
+        for (job, epoch) in presence.beat(|| in_hand.running()).await {
             // Most often the run has ended since the list was made.
             if in_hand.cancel(job, epoch) {
                 info!(job.id = %job, epoch = epoch.0, "the job is no longer this worker's: it was cancelled or taken over");

@@ -34,7 +34,7 @@ use crate::{
     broker::{Address, Consumer, Identity, Publisher, Topology},
     config::{Config, host},
     fail_point::cut,
-    ledger::{About, Ledger, LedgerAddress, Presence, Tally},
+    ledger::{About, Ledger, LedgerAddress, Presence, Present, Tally},
     task::{Registry, State},
 };
 use brake::Brakes;
@@ -235,8 +235,8 @@ struct Crew {
     places: Arc<Semaphore>,
     /// One permit for all jobs with a crash behind them.
     suspects: Arc<Semaphore>,
-    /// Whether the worker's lock in the ledger is held.
-    present: watch::Receiver<bool>,
+    /// The session in which the worker's lock in the ledger is held.
+    present: watch::Receiver<Present>,
     /// Asked to stop: no new task begins.
     drain: CancellationToken,
     /// The drain's time is over: running attempts are cut short, and no copy waits for the broker any more.
@@ -285,12 +285,17 @@ impl Crew {
         Some(Alone(Some(permit)))
     }
 
+    /// The session in which the worker is present in the ledger now.
+    fn session(&self) -> Present {
+        *self.present.borrow()
+    }
+
     async fn is_present(&self) {
         // The sender lives as long as the heartbeat; without one there is nothing to wait for.
         if self
             .present
             .clone()
-            .wait_for(|present| *present)
+            .wait_for(Option::is_some)
             .await
             .is_err()
         {

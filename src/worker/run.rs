@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     job::{Generation, JobMessage, Position},
-    ledger::{Claimed, Next, Stand, Written},
+    ledger::{Claimed, Next, Present, Stand, Written},
     retry::Rung,
     task::{JobInHand, TaskError},
 };
@@ -40,13 +40,14 @@ pub(super) enum RunEnd {
     Fenced,
 }
 
-/// Runs a claimed job. Jobs with a crash behind them run one at a time, so that the next death has one suspect: `alone` is
+/// Runs a claimed job; `session` is that in which it was asked for. Jobs with a crash behind them run one at a time, so that the next death has one suspect: `alone` is
 /// their permit, given up when the suspected task has ended well.
 pub(super) async fn run(
     crew: &Crew,
     run: &Run,
     claimed: Claimed,
     message: &Arc<JobMessage>,
+    session: Present,
     mut alone: Option<Alone>,
 ) -> RunEnd {
     let mut stand = Stand {
@@ -61,6 +62,11 @@ pub(super) async fn run(
             claimed.crashes
         ));
         return fail(crew, &claimed, stand, message, error, Some("crashed")).await;
+    }
+    // The answer may have been on its way for long, and others may have taken the job over while this worker seemed dead. A
+    // run that is registered in the session of its claim is asked after at the beat that begins the next one.
+    if session.is_none() || crew.session() != session {
+        return hand_back(crew, stand, RunEnd::HandedBack).await;
     }
     let total = message.tasks.len() as Position;
     let job = JobInHand::new(message.clone(), claimed.results.clone());

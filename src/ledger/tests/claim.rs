@@ -895,7 +895,7 @@ async fn a_claim_that_had_to_wait_does_not_take_its_own_wait_for_a_stale_heartbe
         database.value("SELECT seen_at < clock_timestamp() - patience FROM cliquet.workers WHERE name = 'ada'").await
     })
     .await;
-    ada.presence.beat(&[]).await;
+    ada.presence.beat(Vec::new).await;
     on(&mut barrier, "COMMIT").await;
     let answer = claim.await.unwrap();
     assert!(matches!(answer, Answer::Busy), "{answer:?}");

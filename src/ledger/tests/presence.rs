@@ -17,7 +17,7 @@ async fn a_worker_holds_its_lock_and_says_who_it_is() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;
     assert!(database.value::<bool>(&lock_of(ada.id())).await);
-    assert!(*ada.presence.watch().borrow());
+    assert_eq!(*ada.presence.watch().borrow(), Some(1));
     let row: String = database
         .value("SELECT concat_ws(' ', name, host, pid, version, queue, patience, stopped_at) FROM cliquet.workers")
         .await;
@@ -43,7 +43,7 @@ async fn each_beat_is_seen() {
     let database = Database::new().await;
     let mut ada = database.worker("ada").await;
     let (_, before) = times(&database, &ada).await;
-    assert!(ada.presence.beat(&[]).await.is_empty());
+    assert!(ada.presence.beat(Vec::new).await.is_empty());
     let (_, seen) = times(&database, &ada).await;
     assert!(seen > before, "{before} {seen}");
 }
@@ -63,10 +63,10 @@ async fn a_beat_tells_which_handlers_are_braked() {
     };
     let told = "SELECT coalesce(brakes #>> '{0,handler}', 'none') FROM cliquet.workers";
     ada.presence.tell_brakes(&[on]);
-    ada.presence.beat(&[]).await;
+    ada.presence.beat(Vec::new).await;
     assert_eq!(database.value::<String>(told).await, "upload");
     ada.presence.tell_brakes(&[]);
-    ada.presence.beat(&[]).await;
+    ada.presence.beat(Vec::new).await;
     assert_eq!(database.value::<String>(told).await, "none");
 }
 
@@ -79,12 +79,12 @@ async fn a_beat_names_the_runs_that_are_no_longer_ours() {
     for message in &jobs {
         running.push((message.id, ada.claimed(message).await.epoch));
     }
-    assert!(ada.presence.beat(&running).await.is_empty());
+    assert!(ada.presence.beat(|| running.to_vec()).await.is_empty());
     cancel(&database, jobs[1].id).await;
     stale(&database, &ada).await;
     bob.claimed(&jobs[2]).await;
 
-    let mut lost = ada.presence.beat(&running).await;
+    let mut lost = ada.presence.beat(|| running.to_vec()).await;
 
     lost.sort();
     assert_eq!(lost, [running[1], running[2]]);
@@ -98,7 +98,7 @@ async fn a_beat_names_a_run_whose_job_is_held_no_more() {
     let epoch = ada.claimed(&message).await.epoch;
     ada.ledger.release(message.id, epoch).await.unwrap();
     let running = [(message.id, epoch)];
-    assert_eq!(ada.presence.beat(&running).await, running);
+    assert_eq!(ada.presence.beat(|| running.to_vec()).await, running);
 }
 
 #[tokio::test]
@@ -116,20 +116,21 @@ async fn a_worker_that_lost_its_session_is_absent_until_it_has_its_lock_again() 
     )
     .await;
     let beating = tokio::spawn(async move {
-        ada.presence.beat(&[]).await;
+        ada.presence.beat(Vec::new).await;
         ada
     });
-    until("the worker is absent", async || !*present.borrow()).await;
+    until("the worker is absent", async || present.borrow().is_none()).await;
     database.blocked(1).await;
-    assert!(!*present.borrow());
+    assert_eq!(*present.borrow(), None);
     on(&mut claimer, "SELECT pg_advisory_unlock_all()").await;
     let ada = beating.await.unwrap();
-    assert!(
-        !*present.borrow(),
+    assert_eq!(
+        *present.borrow(),
+        None,
         "what the beat told to be lost is not stopped yet"
     );
     ada.presence.resume();
-    assert!(*present.borrow());
+    assert_eq!(*present.borrow(), Some(2));
     assert!(database.value::<bool>(&lock_of(id)).await);
     let (again, _) = times(&database, &ada).await;
     assert!(again > locked, "{locked} {again}");
