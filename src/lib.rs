@@ -137,7 +137,12 @@
 //! in the work queue only after ten minutes, since its own is most likely among them), held by a dead worker, given up
 //! without a confirmed copy in the dead queue, or enqueued in SQL (`sent < 0`). One publish too many is harmless: it dies
 //! at the claim. A job that could never be sent (what was enqueued is no job) is given up with the reason. A message that
-//! is rebuilt from the ledger has the publisher's content, but not the publisher's own headers.
+//! is rebuilt from the ledger has the publisher's content, but not the publisher's own headers. A broker that lost its disk
+//! is recognised by the *mark*, an exchange that nobody publishes to: where it is missing, whatever is given up is parked
+//! again. (Where workers do not declare the queues, they leave no mark.)
+//!
+//! **Where a worker may die** is listed in `fail_point`, and a test kills one at each of these boundaries. In a release build
+//! they do not exist.
 //!
 //! # What was decided otherwise than first drawn
 //!
@@ -204,7 +209,7 @@
 //!
 //! Folders are the words above; imports go down only.
 //!
-//! - 0, words: [`job`] (ids, the message, statuses)
+//! - 0, words: [`job`] (ids, the message, statuses); `fail_point` (where tests kill a worker)
 //! - 1: [`retry`] (policy, ladder), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
 //!   topology, consuming, confirmed publishing)
 //! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`]

@@ -14,8 +14,8 @@ use cliquet::{
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{
-        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
-        QueueDeleteOptions, QueuePurgeOptions,
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
+        QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -256,7 +256,7 @@ impl Drop for Queues {
             .into_iter()
             .map(|queue| queue.name)
             .collect();
-        let amqp_url = self.amqp_url.clone();
+        let (amqp_url, mark) = (self.amqp_url.clone(), self.name(Place::Dead));
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -274,6 +274,10 @@ impl Drop for Queues {
                             .queue_delete(name.into(), QueueDeleteOptions::default())
                             .await;
                     }
+                }
+                if let Ok(channel) = connection.create_channel().await {
+                    let options = ExchangeDeleteOptions::default();
+                    let _ = channel.exchange_delete(mark.into(), options).await;
                 }
                 let _ = connection.close(200, "goodbye".into()).await;
             });
