@@ -109,6 +109,7 @@ pub(super) async fn answer<T>(asked: impl Future<Output = lapin::Result<T>>) -> 
 #[derive(Debug)]
 pub(super) struct Link {
     pub connection: Connection,
+    pub since: Instant,
     address: String,
 }
 
@@ -139,6 +140,7 @@ impl Link {
         {
             Ok(Ok(connection)) => Ok(Self {
                 connection,
+                since: Instant::now(),
                 address: address.to_string(),
             }),
             Ok(Err(error)) => Err(match Trouble::from(error) {

@@ -12,10 +12,10 @@ use cliquet::{
     retry::Ladder,
 };
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
-        QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+        ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -120,6 +120,19 @@ impl Queues {
             .declare(&self.address, &self.identity)
             .await
             .unwrap();
+    }
+
+    /// Leaves the mark that a worker leaves when it first reconciles.
+    pub async fn mark(&self) {
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            internal: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let (mark, nothing) = (self.name(Place::Dead), FieldTable::default());
+        let channel = self.channel().await;
+        let marked = channel.exchange_declare(mark.into(), ExchangeKind::Fanout, options, nothing);
+        marked.await.unwrap();
     }
 
     pub fn name(&self, place: Place) -> String {
