@@ -145,7 +145,12 @@
 //! in the work queue only after ten minutes, since its own is most likely among them), held by a dead worker, given up
 //! without a confirmed copy in the dead queue, or enqueued in SQL (`sent < 0`). One publish too many is harmless: it dies
 //! at the claim. A job that could never be sent (what was enqueued is no job) is given up with the reason. A message that
-//! is rebuilt from the ledger has the publisher's content, but not the publisher's own headers.
+//! is rebuilt from the ledger has the publisher's content, but not the publisher's own headers. A broker that lost its disk
+//! is recognised by the *mark*, an exchange that nobody publishes to: where it is missing, whatever is given up is parked
+//! again. (Where workers do not declare the queues, they leave no mark.)
+//!
+//! **Where a worker may die** is listed in `fail_point`, and a test kills one at each of these boundaries. In a release build
+//! they do not exist.
 //!
 //! **It is model-checked.** `tests/model/` is this protocol as a model for `stateright`: two workers, one job, every step in
 //! every order, and faults at any of them: crash, broken connection, lost lock session, stale heartbeat, lost answer or
@@ -233,7 +238,7 @@
 //!
 //! Folders are the words above; imports go down only.
 //!
-//! - 0, words: [`job`] (ids, the message, statuses)
+//! - 0, words: [`job`] (ids, the message, statuses); `fail_point` (where tests kill a worker)
 //! - 1: [`retry`] (policy, ladder, brake), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
 //!   topology, consuming, confirmed publishing)
 //! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`]

@@ -116,6 +116,7 @@ pub(super) async fn answer<T>(asked: impl Future<Output = lapin::Result<T>>) -> 
 #[derive(Debug)]
 pub(super) struct Link {
     pub connection: Connection,
+    pub since: Instant,
     address: String,
 }
 
@@ -142,6 +143,7 @@ impl Link {
         match timeout(address.timeout(), first_to_answer(connect)).await {
             Ok(Ok(connection)) => Ok(Self {
                 connection,
+                since: Instant::now(),
                 address: address.to_string(),
             }),
             Ok(Err(error)) => Err(match Trouble::from(error) {

@@ -241,10 +241,10 @@ impl Publisher {
         Ok(link)
     }
 
-    /// The number of the present connection.
-    pub fn connection(&self) -> Option<u64> {
+    /// The number of the present connection, and for how long it has been there.
+    pub fn connection(&self) -> Option<(u64, Duration)> {
         match &*self.shared.state.borrow() {
-            State::Up(_, number) => Some(*number),
+            State::Up(link, number) => Some((*number, link.since.elapsed())),
             State::Away(_) | State::Closed => None,
         }
     }

@@ -80,10 +80,11 @@ UPDATE cliquet.jobs
            + greatest(make_interval(secs => $3), least(clock_timestamp() - next_attempt_at, interval '6 hours'))
  WHERE id = ANY($1) AND next_attempt_at IS NOT NULL AND next_attempt_at < clock_timestamp() AND queue = $2";
 
-/// Whatever is parked is owed a copy again. Reads the whole table.
+/// Whatever was parked before is owed a copy again. Reads the whole table.
 const FORGOTTEN: &str = r"
 UPDATE cliquet.jobs SET sent = generation - 1
- WHERE queue = $1 AND status = 'FAILED' AND generation > 0 AND sent >= generation";
+ WHERE queue = $1 AND status = 'FAILED' AND generation > 0 AND sent >= generation
+   AND finished_at < clock_timestamp() - make_interval(secs => $2)";
 
 const CONDEMN: &str = r"
 UPDATE cliquet.jobs
@@ -203,10 +204,11 @@ impl Reconciling {
         Ok(())
     }
 
-    /// The broker has forgotten what was parked: all of it is owed again. Answers with how many jobs that are.
-    pub(crate) async fn forgotten(&mut self) -> Result<u64, LedgerError> {
+    /// The broker has forgotten what was parked so long ago: all of it is owed again. Answers with how many jobs that are.
+    pub(crate) async fn forgotten(&mut self, ago: Duration) -> Result<u64, LedgerError> {
         let owed = sqlx::query(FORGOTTEN)
             .bind(&self.queue)
+            .bind(ago.as_secs_f64())
             .execute(&mut *self.connection)
             .await
             .map_err(unavailable)?;

@@ -133,14 +133,17 @@ async fn look_for_the_mark(
     reconciling: &mut Reconciling,
     memory: &mut Memory,
 ) -> Result<(), LedgerError> {
-    let connection = crew.publisher.connection();
+    let Some((connection, age)) = crew.publisher.connection() else {
+        return Ok(());
+    };
     // Who does not declare the queues may not be allowed to leave a mark.
-    if !crew.config.declare || connection.is_none() || connection == memory.asked {
+    if !crew.config.declare || memory.asked == Some(connection) {
         return Ok(());
     }
     let marked = match crew.publisher.is_marked().await {
         Ok(false) => {
-            let jobs = reconciling.forgotten().await?;
+            // What was parked since the connection was made is not lost.
+            let jobs = reconciling.forgotten(age).await?;
             if jobs > 0 {
                 warn!(
                     jobs,
@@ -154,7 +157,7 @@ async fn look_for_the_mark(
         Err(error) => Err(error),
     };
     match marked {
-        Ok(()) => memory.asked = connection,
+        Ok(()) => memory.asked = Some(connection),
         Err(error) => debug!(%error, "the mark is not looked for; the next look tries again"),
     }
     Ok(())

@@ -99,11 +99,50 @@ fn backoff_is_named_in_one_file() {
     assert_eq!(trespassers(&["backoff::"], &["src/retry.rs"]), [""; 0]);
 }
 
+/// In a release build there is no fail point, nor any name of one: whatever names them stands behind `debug_assertions`.
+#[test]
+fn fail_points_are_not_in_a_release_build() {
+    let all = sources("src");
+    let (_, own) = all
+        .iter()
+        .find(|(name, _)| name == "src/fail_point.rs")
+        .unwrap();
+    // Its items, and the arms of the macro that is left: each begins at the margin or is a statement of an arm.
+    let (mut guarded, mut items) = (false, 0);
+    let code = code(own);
+    for line in code.lines().map(str::trim_end) {
+        let item = !line.is_empty() && !line.starts_with([' ', '}', '#', ')']);
+        if item && !line.starts_with("macro_rules! cut ") && line != "pub(crate) use cut;" {
+            assert!(guarded, "without #[cfg(debug_assertions)]: {line}");
+            items += 1;
+        }
+        if !line.is_empty() {
+            guarded = line == "#[cfg(debug_assertions)]";
+        }
+    }
+    assert!(items >= 4, "{items}");
+    let cut = code.split("macro_rules! cut {").nth(1).unwrap();
+    let cut = cut.split("\n}").next().unwrap();
+    assert_eq!(
+        cut.matches("=> {\n        #[cfg(debug_assertions)]\n")
+            .count(),
+        cut.matches("=> {").count()
+    );
+    assert_eq!(cut.matches(".pass()").count(), 2);
+    // Elsewhere they are named through the macro alone.
+    for (name, text) in &all {
+        assert!(
+            name == "src/fail_point.rs" || !self::code(text).contains("FailPoint"),
+            "{name} names a fail point without the macro"
+        );
+    }
+}
+
 #[test]
 fn imports_go_down_only() {
     // Lower floors first; nobody imports from a floor above.
     let floors: [&[&str]; 5] = [
-        &["job"],
+        &["job", "fail_point"],
         &["retry", "ledger", "broker"],
         &["task", "handlers", "config", "telemetry"],
         &["worker"],

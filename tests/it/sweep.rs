@@ -9,7 +9,7 @@ use std::{
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Mutex,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use cliquet::{
@@ -611,7 +611,6 @@ async fn play_all(
                 Some(on) => on,
                 None => Stage::new().await,
             };
-            let began = Instant::now();
             let outcome = AssertUnwindSafe(play(&on, scene, end)).catch_unwind();
             let outcome = match outcome.await {
                 Ok(outcome) => {
@@ -625,11 +624,6 @@ async fn play_all(
                     Err(text.or_else(word).unwrap_or_default())
                 }
             };
-            eprintln!(
-                "{scene:?} {end:?} {:?} {}",
-                began.elapsed(),
-                outcome.is_ok()
-            );
             played.push((scene, end, outcome));
         }
     });
@@ -716,5 +710,4 @@ async fn a_worker_killed_at_any_boundary_loses_nothing_and_does_nothing_twice() 
         wrong.len(),
         wrong.join("\n")
     );
-    let _ = Duration::ZERO;
 }

@@ -13,10 +13,10 @@ use cliquet::{
     retry::Ladder,
 };
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
-        QueueDeleteOptions, QueuePurgeOptions,
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+        ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -121,6 +121,19 @@ impl Queues {
             .declare(&self.address, &self.identity)
             .await
             .unwrap();
+    }
+
+    /// Leaves the mark that a worker leaves when it first reconciles.
+    pub async fn mark(&self) {
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            internal: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let (mark, nothing) = (self.name(Place::Dead), FieldTable::default());
+        let channel = self.channel().await;
+        let marked = channel.exchange_declare(mark.into(), ExchangeKind::Fanout, options, nothing);
+        marked.await.unwrap();
     }
 
     pub fn name(&self, place: Place) -> String {
@@ -257,7 +270,7 @@ impl Drop for Queues {
             .into_iter()
             .map(|queue| queue.name)
             .collect();
-        let amqp_url = self.amqp_url.clone();
+        let (amqp_url, mark) = (self.amqp_url.clone(), self.name(Place::Dead));
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -275,6 +288,10 @@ impl Drop for Queues {
                             .queue_delete(name.into(), QueueDeleteOptions::default())
                             .await;
                     }
+                }
+                if let Ok(channel) = connection.create_channel().await {
+                    let options = ExchangeDeleteOptions::default();
+                    let _ = channel.exchange_delete(mark.into(), options).await;
                 }
                 let _ = connection.close(200, "goodbye".into()).await;
             });

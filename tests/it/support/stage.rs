@@ -176,6 +176,7 @@ impl Stage {
         tell();
         let queues = Queues::on(amqp_url, delays).await;
         queues.declare().await;
+        queues.mark().await;
         let name = format!("cliquet_test_{}", Uuid::new_v4().simple());
         let mut admin = PgConnection::connect(database_url)
             .await
