@@ -188,7 +188,7 @@
 //! | sqlx's pool for handlers' transactions | sessions of our own | the pool asks each connection once more after its use, one round trip a task |
 //! | a braked handler's tasks go to the rungs without running | they are claimed, and deferred in the ledger | only the claim knows which task is next, and people see why it waits |
 //! | any failures in a row brake a handler | those of more than one job | a job that always fails would hold up its handler, and never be parked |
-//! | tasks start as soon as the lost lock is taken again | once the beat after it has told which runs are lost | a worker that had been cut off while its commit's answer was on the way began a task that others had done |
+//! | tasks start as soon as the lost lock is taken again | once the beat after it has told which runs are lost; a claim that was answered in a later session is handed back | a worker that had been cut off while the answer to its commit or its claim was on the way began a task that others had done |
 //! | pauses of up to 5 s between attempts to reach a service | 1 s, and an attempt that takes longer is overtaken by another | workers slept while the broker was back; the client does not notice a broker that goes away in its greeting |
 //! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
 //!
