@@ -99,6 +99,8 @@ BEGIN
     GRANT UPDATE (locked_at, seen_at, stopped_at, cleared_at, brakes) ON cliquet.workers TO cliquet_worker;
     GRANT SELECT ON cliquet.migrations TO cliquet_worker;
     GRANT EXECUTE ON FUNCTION cliquet.succeed TO cliquet_worker;
+    -- Postgres calls these for every row that is written, as the user who writes it.
+    GRANT EXECUTE ON FUNCTION cliquet.job_is_whole, cliquet.task_is_whole TO cliquet_worker, cliquet_publisher;
 
     -- A publisher puts a job and its tasks in, within its own transaction, and reads nothing of others' jobs. That it sees
     -- the ids is for ON CONFLICT (id) DO NOTHING: the same id twice is one job.
