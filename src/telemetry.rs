@@ -6,12 +6,13 @@ use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
 
 /// What a worker logs when `RUST_LOG` says nothing: cliquet's own story, and what goes wrong in the libraries beneath.
 ///
-/// Without lapin's own lines: it logs every refusal and every lost connection as an error of its own, several times, and
+/// Without lapin's own lines, nor those of the verifier of certificates: they log every refusal and every lost connection as an error of its own, several times, and
 /// all of them are told once, in words, where they are handled. sqlx's reading of an address warns of keys that it does not
 /// know and prints their values, which may be a password under a misspelt key.
-pub const STORY: &str = "cliquet=info,lapin=off,sqlx_postgres::options=error,warn";
+pub const STORY: &str =
+    "cliquet=info,lapin=off,rustls_platform_verifier=off,sqlx_postgres::options=error,warn";
 /// What a command for people logs when `RUST_LOG` says nothing: only what goes wrong.
-pub const WARNINGS: &str = "cliquet=warn,lapin=off,error";
+pub const WARNINGS: &str = "cliquet=warn,lapin=off,rustls_platform_verifier=off,error";
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

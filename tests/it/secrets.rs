@@ -1,0 +1,1 @@
+//! Passwords stay where they were put.
