@@ -11,13 +11,19 @@ use url::Url;
 use crate::tls;
 
 /// Where the ledger is: a checked `DATABASE_URL`. It prints without its password.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LedgerAddress {
     options: PgConnectOptions,
     shown: String,
 }
 
 impl std::fmt::Display for LedgerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl std::fmt::Debug for LedgerAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.shown)
     }
@@ -50,7 +56,12 @@ impl LedgerAddress {
             ));
         }
         let options = PgConnectOptions::from_str(text)
-            .map_err(|error| format!("DATABASE_URL cannot be read: {error}; {expected}"))?
+            // sqlx's words show the value that is wrong, which may be a password under another key.
+            .map_err(|_| {
+                format!(
+                    "DATABASE_URL cannot be read: a value in it is none that its key may have (`sslmode` is disable, prefer, require, verify-ca or verify-full); {expected}"
+                )
+            })?
             .disable_statement_logging();
         // sqlx reads it at each connection, and does not say which file it was that could not be read.
         for (key, file) in url.query_pairs() {

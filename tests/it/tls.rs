@@ -205,7 +205,7 @@ async fn both_services_are_reached_over_tls_and_a_wrong_certificate_is_refused_w
 
     let good_database = database("localhost", &ours);
     let port_of = |url: &str| Url::parse(url).unwrap().port().unwrap();
-    for (url, words) in [
+    let wrong = [
         (
             amqp("127.0.0.1", port, &ours),
             &["not for the host name 127.0.0.1", "localhost"][..],
@@ -234,9 +234,12 @@ async fn both_services_are_reached_over_tls_and_a_wrong_certificate_is_refused_w
             amqp("localhost", port_of(plain_amqp), &ours),
             &["does not speak TLS"],
         ),
-    ] {
-        refused(&binary(&url, &good_database), words).await;
-    }
+    ];
+    let told = wrong.iter().map(|(url, words)| {
+        let binary = binary(url, &good_database);
+        async move { refused(&binary, words).await }
+    });
+    futures::future::join_all(told).await;
     let good_amqp = amqp("localhost", port, &ours);
     refused(
         &binary(&good_amqp, &database("127.0.0.1", &ours)),
