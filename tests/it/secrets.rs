@@ -173,7 +173,7 @@ async fn no_failure_to_connect_tells_a_password() {
     ];
     // Addresses that are wrong, most of them because the password was not encoded.
     for bad in [
-        format!("{PASSWORD}"),
+        PASSWORD.to_owned(),
         format!("ada:{PASSWORD}@host"),
         format!("x://ada:{PASSWORD}@host:1/shop"),
         format!("amqp://ada:{PASSWORD}@host:5672"),
