@@ -90,7 +90,8 @@
 //! |---|---|---|---|
 //! | 0 | the id is known with another content | Conflict | parked with both fingerprints |
 //! | 1 | no such job | **Claimed**: inserted, first task PROCESSING | after the run |
-//! | 2 | FAILED, and the message is of this generation or newer | **Claimed**: an operator's retry; attempts and crashes start anew | after the run |
+//! | 2 | not held, not over, and the message is of a newer generation | Foreign: the ledger never gave it out | parked with both generations |
+//! | 2a | FAILED, and the message is of this generation | **Claimed**: an operator's retry; attempts and crashes start anew | after the run |
 //! | 3 | FAILED, older generation | ParkAgain: the parked copy may never have been sent | parked again |
 //! | 4 | SUCCESS or CANCELLED | Finished | acknowledged |
 //! | 5 | older generation, job held | Stale | acknowledged |
@@ -261,6 +262,7 @@ pub mod ops;
 pub mod retry;
 pub mod task;
 pub mod telemetry;
+mod tls;
 pub mod worker;
 
 pub use sqlx;

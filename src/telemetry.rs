@@ -2,16 +2,20 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 /// What a worker logs when `RUST_LOG` says nothing: cliquet's own story, and what goes wrong in the libraries beneath.
 ///
-/// Without lapin's own lines: it logs every refusal and every lost connection as an error of its own, several times, and
-/// all of them are told once, in words, where they are handled. sqlx's reading of an address warns of keys that it does not
-/// know and prints their values, which may be a password under a misspelt key.
-pub const STORY: &str = "cliquet=info,lapin=off,sqlx_postgres::options=error,warn";
+/// Without lapin's own lines, nor those of the verifier of certificates: they log every refusal and every lost connection
+/// as an error of its own, several times, and all of them are told once, in words, where they are handled. sqlx's reading of
+/// an address warns of keys that it does not know and prints their values, which may be a password under a misspelt key.
+pub const STORY: &str =
+    "cliquet=info,lapin=off,rustls_platform_verifier=off,sqlx_postgres::options=error,warn";
 /// What a command for people logs when `RUST_LOG` says nothing: only what goes wrong.
-pub const WARNINGS: &str = "cliquet=warn,lapin=off,error";
+pub const WARNINGS: &str = "cliquet=warn,lapin=off,rustls_platform_verifier=off,error";
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +51,21 @@ pub fn init(format: LogFormat, usual: &str) -> Result<(), String> {
         .log_internal_errors(false);
     // Failing means that the process has a subscriber, which then is the one its owner wants.
     let _ = match format {
-        LogFormat::Text => lines.finish().try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
+        LogFormat::Text => lines.finish().with(filter_fn(harmless)).try_init(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .finish()
+            .with(filter_fn(harmless))
+            .try_init(),
     };
     Ok(())
+}
+
+/// What `RUST_LOG` cannot switch on: lapin traces every frame, and the one that logs in has the password.
+/// sqlx warns of a key in an address that it does not know, with its value.
+fn harmless(about: &Metadata<'_>) -> bool {
+    let target = about.target();
+    !(target.starts_with("lapin") && *about.level() == Level::TRACE
+        || target.starts_with("sqlx_postgres::options"))
 }

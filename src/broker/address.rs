@@ -3,7 +3,12 @@
 //! The URL is taken apart here and handed to the client in parts. The client's own reading is lenient where it hurts:
 //! an IPv6 host becomes `localhost`, a trailing slash an empty virtual host, and a timeout is read and not kept.
 
-use std::{fmt, net::Ipv6Addr, time::Duration};
+use std::{
+    fmt,
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lapin::uri::{
     AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
@@ -22,8 +27,11 @@ const LONGEST_VHOST: usize = 255;
 /// Where the broker is, and as whom to connect: `amqp://USER:PASSWORD@HOST:PORT/VHOST?heartbeat=SECONDS`.
 ///
 /// Port, user, password and virtual host may be left out (5672, or 5671 with `amqps`; `guest`; `guest`; `/`). The query
-/// knows `heartbeat` (seconds, 15), `connection_timeout` (milliseconds, 10000), `frame_max` (bytes), `channel_max` and
-/// `auth_mechanism`. Showing or logging it shows everything but the password.
+/// knows `heartbeat` (seconds, 15), `connection_timeout` (milliseconds, 10000), `frame_max` (bytes), `channel_max`,
+/// `auth_mechanism` and `cacertfile` (a file in PEM format). Showing or logging it shows everything but the password.
+///
+/// With `amqps` the broker's certificate must be valid, for this very host, and issued by an authority that the system
+/// trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` name others) or that is in `cacertfile`. There is no way to switch that off.
 ///
 /// ```
 /// use cliquet::broker::Address;
@@ -37,6 +45,7 @@ const LONGEST_VHOST: usize = 255;
 pub struct Address {
     uri: AMQPUri,
     timeout: Duration,
+    authorities: Option<PathBuf>,
 }
 
 impl Address {
@@ -80,7 +89,10 @@ impl Address {
             );
         }
         let host = host(&url)?;
-        let query = query(&url)?;
+        let (query, authorities) = query(&url)?;
+        if authorities.is_some() && scheme == AMQPScheme::AMQP {
+            return Err("the AMQP address names a `cacertfile` and begins with `amqp://`, which is not encrypted; write `amqps://`".into());
+        }
         let timeout = query
             .connection_timeout
             .map_or(CONNECT_TIMEOUT, Duration::from_millis);
@@ -98,6 +110,7 @@ impl Address {
                 query,
             },
             timeout,
+            authorities,
         })
     }
 
@@ -124,6 +137,11 @@ impl Address {
     /// Whether it is TLS that is spoken there.
     pub(super) fn is_tls(&self) -> bool {
         self.uri.scheme == AMQPScheme::AMQPS
+    }
+
+    /// The file with the certificates of further authorities, which is read at each connection: it may be renewed.
+    pub(super) fn authorities(&self) -> Option<&Path> {
+        self.authorities.as_deref()
     }
 
     pub(super) fn uri(&self) -> AMQPUri {
@@ -246,7 +264,8 @@ fn vhost(path: &str) -> Result<String, String> {
     Ok(vhost)
 }
 
-fn query(url: &Url) -> Result<AMQPQueryString, String> {
+fn query(url: &Url) -> Result<(AMQPQueryString, Option<PathBuf>), String> {
+    let mut authorities = None;
     let mut query = AMQPQueryString {
         heartbeat: Some(HEARTBEAT_SECONDS),
         ..AMQPQueryString::default()
@@ -268,13 +287,17 @@ fn query(url: &Url) -> Result<AMQPQueryString, String> {
                     "`auth_mechanism` in the AMQP address is unknown; expected plain, amqplain, external or anonymous".to_owned()
                 })?);
             }
+            "cacertfile" if value.is_empty() => {
+                return Err("`cacertfile` in the AMQP address is empty; expected the path of a file in PEM format".into());
+            }
+            "cacertfile" => authorities = Some(PathBuf::from(&*value)),
             // The value may be the rest of a password with a bare `?`, so neither is shown.
             _ => {
-                return Err("the AMQP address has an unknown key after `?`; the keys are heartbeat, connection_timeout, frame_max, channel_max and auth_mechanism".into());
+                return Err("the AMQP address has an unknown key after `?`; the keys are heartbeat, connection_timeout, frame_max, channel_max, auth_mechanism and cacertfile (a certificate is always verified)".into());
             }
         }
     }
-    Ok(query)
+    Ok((query, authorities))
 }
 
 fn number<T>(key: &str, value: &str, least: T, most: T, unit: &str) -> Result<T, String>
@@ -432,7 +455,12 @@ mod tests {
             ("amqp://rabbit?connection_timeout=0", "`connection_timeout`"),
             ("amqp://rabbit?frame_max=4096", "`frame_max`"),
             ("amqp://rabbit?auth_mechanism=magic", "`auth_mechanism`"),
-            ("amqp://rabbit?verify=verify_none", "unknown key"),
+            (
+                "amqps://rabbit?verify=verify_none",
+                "a certificate is always verified",
+            ),
+            ("amqp://rabbit?cacertfile=/ca.pem", "write `amqps://`"),
+            ("amqps://rabbit?cacertfile=", "expected the path"),
         ] {
             let sentence = Address::parse(text).expect_err(text);
             assert!(

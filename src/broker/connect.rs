@@ -6,12 +6,15 @@
 use std::{future::Future, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
+use lapin::{
+    Channel, Connection, ConnectionProperties, ErrorKind, runtime::default_runtime,
+    tcp::OwnedTLSConfig,
+};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::{Address, BrokerError};
-use crate::retry::RetryPolicy;
+use crate::{retry::RetryPolicy, tls};
 
 /// How long the broker may take for one answer. It is far longer than any healthy broker needs: giving up on an answer
 /// costs a duplicate.
@@ -139,13 +142,27 @@ impl Link {
             address: address.to_string(),
             reason,
         };
-        let connect = || Connection::connect_uri(address.uri(), properties.clone());
+        let untrusted = |sentence| BrokerError::Untrusted {
+            address: address.to_string(),
+            sentence,
+        };
+        let tls = tls_of(address).await.map_err(untrusted)?;
+        let connect = || async {
+            Connection::connect_uri_with_config(
+                address.uri(),
+                properties.clone(),
+                tls.clone(),
+                default_runtime()?,
+            )
+            .await
+        };
         match timeout(address.timeout(), first_to_answer(connect)).await {
             Ok(Ok(connection)) => Ok(Self {
                 connection,
                 since: Instant::now(),
                 address: address.to_string(),
             }),
+            Ok(Err(error)) if let Some(sentence) = distrust(&error) => Err(untrusted(sentence)),
             Ok(Err(error)) => Err(match Trouble::from(error) {
                 // A limit on connections is turned away with the same code, and passes by itself.
                 Trouble {
@@ -218,6 +235,38 @@ impl Link {
     pub async fn close(&self) {
         let _ = timeout(CLOSE_TIMEOUT, self.connection.close(200, "goodbye".into())).await;
     }
+}
+
+/// What is trusted beside the system's authorities.
+async fn tls_of(address: &Address) -> Result<OwnedTLSConfig, String> {
+    let mut tls = OwnedTLSConfig::default();
+    if let Some(path) = address.authorities() {
+        let file = path.display();
+        let pem = tokio::fs::read_to_string(path).await.map_err(|error| {
+            format!(
+                "the file `{file}` that the address names as `cacertfile` cannot be read: {error}"
+            )
+        })?;
+        // Without a certificate in it the file would go unnoticed, and the server's be called unknown.
+        if !pem.contains("-----BEGIN CERTIFICATE-----") {
+            return Err(format!(
+                "the file `{file}` that the address names as `cacertfile` holds no certificate in PEM format (-----BEGIN CERTIFICATE-----)"
+            ));
+        }
+        tls.cert_chain = Some(pem);
+    }
+    Ok(tls)
+}
+
+/// Why a connection failed, when that was in the TLS handshake.
+fn distrust(error: &lapin::Error) -> Option<String> {
+    let ErrorKind::IOError(error) = error.kind() else {
+        return None;
+    };
+    tls::refusal(
+        &**error,
+        "name the certificate of that authority in the address (`?cacertfile=/path/to/ca.pem`), or in SSL_CERT_FILE",
+    )
 }
 
 /// The outcome of whichever attempt has one first. They are made with doubling pauses, so in ten seconds there are four.

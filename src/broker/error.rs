@@ -21,6 +21,14 @@ pub enum BrokerError {
         /// What the broker said.
         sentence: String,
     },
+    /// The TLS handshake failed: a certificate that is not to be trusted, or no TLS there at all.
+    #[error("RabbitMQ at {address} is not to be trusted: {sentence}")]
+    Untrusted {
+        /// Where it was looked for, without the password.
+        address: String,
+        /// Why, and what to do about it.
+        sentence: String,
+    },
     /// A queue exists with other arguments than cliquet needs, or cannot be made with them.
     #[error("the queue `{queue}` is not as cliquet needs it: {sentence}. {remedy}")]
     Mismatch {

@@ -65,6 +65,8 @@ pub(crate) enum Answer {
     Claimed(Box<Claimed>),
     /// The same id with another content.
     Conflict { stored: Fingerprint },
+    /// A message of a generation that the ledger never gave out, of a job that nobody holds; the ledger is at this one.
+    Foreign { generation: Generation },
     /// Row 3: given up already, and the parked copy may never have been sent.
     ParkAgain {
         generation: Generation,
@@ -155,7 +157,8 @@ WITH asked AS (
     SELECT known.*,
            CASE WHEN known.fingerprint IS NULL THEN 'unread'
                 WHEN known.fingerprint <> known.asked_fingerprint THEN 'conflict'
-                WHEN known.status = 'FAILED' AND known.asked_generation >= known.generation THEN 'retried'
+                WHEN known.status IN ('PENDING', 'RETRYING', 'FAILED') AND known.asked_generation > known.generation THEN 'foreign'
+                WHEN known.status = 'FAILED' AND known.asked_generation = known.generation THEN 'retried'
                 WHEN known.status = 'FAILED' AND known.sent >= known.generation THEN 'stale'
                 WHEN known.status = 'FAILED' THEN 'park_again'
                 WHEN known.status IN ('SUCCESS', 'CANCELLED') THEN 'finished'
@@ -172,7 +175,7 @@ WITH asked AS (
                 ELSE 'busy' END AS answer
       FROM known LEFT JOIN cliquet.workers worker ON worker.id = known.holder
 ), frontier AS MATERIALIZED (
-    SELECT verdict.id, verdict.epoch, verdict.answer, verdict.asked_generation, verdict.holder, task.*,
+    SELECT verdict.id, verdict.epoch, verdict.answer, verdict.holder, task.*,
            NOT verdict.alone AND verdict.answer <> 'retried' AS wary
       FROM verdict CROSS JOIN LATERAL (
           SELECT task.position, task.started_at
@@ -196,15 +199,14 @@ WITH asked AS (
       FROM frontier
      WHERE task.job_id = ANY (ARRAY[frontier.id]) AND task.position = frontier.position
        AND task.status <> 'SUCCESS'
-    RETURNING task.job_id, task.position, task.attempt, task.crashes, frontier.answer, frontier.asked_generation,
-              frontier.epoch AS former_epoch, frontier.holder AS former_holder, frontier.started_at AS crashed_from,
+    RETURNING task.job_id, task.position, task.attempt, task.crashes, frontier.answer, frontier.epoch AS former_epoch, frontier.holder AS former_holder, frontier.started_at AS crashed_from,
               frontier.wary AND task.crashes > 0 AS suspect
 ), held AS (
     UPDATE cliquet.jobs job
        SET status = CASE WHEN begun.suspect THEN 'PENDING' ELSE 'PROCESSING' END::cliquet.job_status,
            holder = CASE WHEN begun.suspect THEN NULL ELSE $1 END,
            next_attempt_at = CASE WHEN begun.suspect THEN clock_timestamp() + interval '1 minute' END,
-           epoch = job.epoch + 1, generation = greatest(job.generation, begun.asked_generation),
+           epoch = job.epoch + 1,
            attempts = job.attempts + (NOT begun.suspect)::int, started_at = coalesce(job.started_at, clock_timestamp()),
            finished_at = NULL, error = NULL
       FROM begun WHERE job.id = ANY (ARRAY[begun.job_id])
@@ -220,7 +222,7 @@ WITH asked AS (
 ), created AS (
     INSERT INTO cliquet.jobs (id, queue, kind, payload, fingerprint, total, status, epoch, generation, sent, holder, attempts, created_at, started_at)
     SELECT asked.id, $2, asked.kind, asked.payload::json, asked.fingerprint, asked.total, 'PROCESSING', 1,
-           asked.generation, asked.generation, $1, 1, statement_timestamp(), statement_timestamp()
+           least(asked.generation, 1000000), least(asked.generation, 1000000), $1, 1, statement_timestamp(), statement_timestamp()
       FROM asked WHERE asked.id NOT IN (SELECT known.id FROM known)
      ORDER BY asked.id
     ON CONFLICT (id) DO NOTHING
@@ -392,6 +394,9 @@ fn read(row: &PgRow) -> Result<Answer, sqlx::Error> {
                 stored: Fingerprint(stored.try_into().unwrap_or([0; 32])),
             }
         }
+        "foreign" => Answer::Foreign {
+            generation: generation()?,
+        },
         "park_again" => Answer::ParkAgain {
             generation: generation()?,
             error: error()?,

@@ -8,14 +8,22 @@ use sqlx::{
 };
 use url::Url;
 
+use crate::tls;
+
 /// Where the ledger is: a checked `DATABASE_URL`. It prints without its password.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LedgerAddress {
     options: PgConnectOptions,
     shown: String,
 }
 
 impl std::fmt::Display for LedgerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl std::fmt::Debug for LedgerAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.shown)
     }
@@ -48,8 +56,23 @@ impl LedgerAddress {
             ));
         }
         let options = PgConnectOptions::from_str(text)
-            .map_err(|error| format!("DATABASE_URL cannot be read: {error}; {expected}"))?
+            // sqlx's words show the value that is wrong, which may be a password under another key.
+            .map_err(|_| {
+                format!(
+                    "DATABASE_URL cannot be read: a value in it is none that its key may have (`sslmode` is disable, prefer, require, verify-ca or verify-full); {expected}"
+                )
+            })?
             .disable_statement_logging();
+        // sqlx reads it at each connection, and does not say which file it was that could not be read.
+        for (key, file) in url.query_pairs() {
+            if matches!(&*key, "sslrootcert" | "ssl-root-cert" | "ssl-ca")
+                && let Err(error) = std::fs::read(&*file)
+            {
+                return Err(format!(
+                    "the file `{file}` that DATABASE_URL names as `{key}` cannot be read: {error}"
+                ));
+            }
+        }
         let shown = format!(
             "{}@{}:{}/{}",
             options.get_username(),
@@ -147,8 +170,30 @@ pub(crate) fn sentence(error: &sqlx::Error) -> String {
         sqlx::Error::PoolTimedOut => {
             "no connection to Postgres could be had within 10 s".to_owned()
         }
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) => {
+            distrust(error).unwrap_or_else(|| error.to_string())
+        }
         other => other.to_string(),
     }
+}
+
+/// Why a connection failed, when that was in the TLS handshake.
+pub(crate) fn distrust(error: &sqlx::Error) -> Option<String> {
+    let cause: &(dyn std::error::Error + 'static) = match error {
+        sqlx::Error::Io(error) => error,
+        sqlx::Error::Tls(error) if error.to_string().contains("does not support TLS") => {
+            return Some(
+                "it does not speak TLS, and `sslmode` in DATABASE_URL asks for it; set ssl = on there"
+                    .to_owned(),
+            );
+        }
+        sqlx::Error::Tls(error) => &**error,
+        _ => return None,
+    };
+    tls::refusal(
+        cause,
+        "name the certificate of that authority in DATABASE_URL (`sslrootcert=/path/to/ca.pem`), or in SSL_CERT_FILE",
+    )
 }
 
 #[cfg(test)]

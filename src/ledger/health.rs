@@ -285,7 +285,7 @@ const HAS_ON_SCHEMA: &str =
     "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'cliquet'";
 const HAS_ON_FUNCTION: &str = r"
 SELECT bool_and(has_function_privilege(proc.oid, 'EXECUTE')) FROM pg_proc proc JOIN pg_namespace space ON space.oid = proc.pronamespace
- WHERE space.nspname = 'cliquet' AND proc.proname = 'succeed'";
+ WHERE space.nspname = 'cliquet' AND proc.proname = $1";
 
 /// Whoever was there within the last day, and whoever holds a job.
 const WORKERS: &str = r"
@@ -406,11 +406,19 @@ impl Health {
                 grant: format!("GRANT {lacked}{columns} ON cliquet.{table} TO {role}"),
             });
         }
-        if duty == Duty::Worker && !self.has(HAS_ON_FUNCTION, &[]).await? {
-            lacking.push(Lacking {
-                right: "EXECUTE of succeed".into(),
-                grant: format!("GRANT EXECUTE ON FUNCTION cliquet.succeed TO {role}"),
-            });
+        // The last two check each row that is written.
+        let functions: &[&str] = match duty {
+            Duty::Worker => &["succeed", "job_is_whole", "task_is_whole"],
+            Duty::Publisher => &["job_is_whole", "task_is_whole"],
+            Duty::Reader => &[],
+        };
+        for function in functions {
+            if !self.has(HAS_ON_FUNCTION, &[function]).await? {
+                lacking.push(Lacking {
+                    right: format!("EXECUTE of {function}"),
+                    grant: format!("GRANT EXECUTE ON FUNCTION cliquet.{function} TO {role}"),
+                });
+            }
         }
         Ok(lacking)
     }

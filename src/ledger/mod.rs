@@ -91,6 +91,7 @@ impl LedgerError {
             Some(code) if code.starts_with("28") || code == "3D000" => Self::Denied(format!(
                 "{sentence}. Check the user, the password and the database in DATABASE_URL"
             )),
+            _ if connect::distrust(error).is_some() => Self::Denied(sentence),
             _ => Self::Unavailable(sentence),
         }
     }

@@ -16,10 +16,12 @@ pub(crate) struct Sent {
     pub(crate) generation: Generation,
 }
 
+/// A copy that waits on a rung carries its message's own generation, which somebody may have forged: what the ledger never gave
+/// out was not sent, and a successor taken for sent would be lost.
 pub(super) const SENT: &str = r"
 UPDATE cliquet.jobs job SET sent = v.generation
   FROM unnest($1::uuid[], $2::int8[]) AS v (job_id, generation)
- WHERE job.id = ANY (ARRAY[v.job_id]) AND job.sent < v.generation";
+ WHERE job.id = ANY (ARRAY[v.job_id]) AND job.sent < v.generation AND v.generation <= job.generation";
 
 impl Verb for Sent {
     type Answer = ();

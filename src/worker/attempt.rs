@@ -141,13 +141,31 @@ fn unfit(result: &RawValue, job: &JobInHand) -> Option<String> {
             "the job's results have more than {MAX_RESULTS_BYTES} bytes together. Store large data elsewhere and answer its address"
         ));
     }
-    // Only an escape can hide a NUL or half a character; without one there is nothing to look for.
-    if !text.contains("\\u") {
+    if plain(text) {
         return None;
     }
     storable("result", result)
         .err()
         .map(|bad| format!("the handler's result cannot be stored: {bad}"))
+}
+
+/// Whether nothing in a JSON text could be unfit, so that it need not be read whole: no escape that can hide a NUL or half a
+/// character, nothing nested deeper than readers go, no number that is larger than they can hold.
+fn plain(text: &str) -> bool {
+    let (mut open, mut digits) = (0, 0);
+    for pair in text.as_bytes().windows(2) {
+        open += usize::from(matches!(pair[0], b'[' | b'{'));
+        digits = if pair[0].is_ascii_digit() {
+            digits + 1
+        } else {
+            0
+        };
+        let exponent = digits > 0 && matches!(pair[1], b'e' | b'E');
+        if pair == b"\\u" || exponent || open > 100 || digits > 300 {
+            return false;
+        }
+    }
+    true
 }
 
 async fn expiry(limit: Option<Duration>) {

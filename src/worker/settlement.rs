@@ -123,6 +123,16 @@ impl Settlement {
                          {fingerprint}. Give a new job a new id"
                     ),
                 ),
+                Answer::Foreign { generation } => park(
+                    "foreign_generation",
+                    format!(
+                        "the message says that it is generation {} of its job, and the ledger has given out none beyond {generation}: its header \
+                         `cliquet-generation` was written by somebody else, or the ledger is older than the message. `cliquet retry` sends the \
+                         job's own message",
+                        marks.generation.0,
+                        generation = generation.0,
+                    ),
+                ),
                 Answer::ParkAgain { generation, error } => {
                     Settlement::Replace(Copy::park(generation, "given_up", error))
                 }

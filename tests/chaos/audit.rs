@@ -12,7 +12,7 @@ use crate::{
     crew::Crew,
     ground::{Ground, QUEUE},
     jobs::{Act, Fate},
-    load::{GARBAGE, Published},
+    load::{FORGED, GARBAGE, Published},
     rabbit::Rabbit,
     report::Report,
     worker::{RUNGS, executions},
@@ -471,8 +471,8 @@ async fn parked(
             .into_iter()
             .collect();
     let failed = owed.clone();
-    let (mut litter, mut copies, mut again, mut superseded) =
-        (vec![0u32; published.garbage.len()], 0, 0, 0);
+    let mut litter = vec![0u32; published.garbage.len()];
+    let (mut copies, mut again, mut superseded, mut foreign) = (0, 0, 0, 0);
     for (body, properties) in dead {
         let (reason, error) = (
             says(properties, "cliquet-reason"),
@@ -490,6 +490,10 @@ async fn parked(
                 report.fault(unexplained());
             }
             litter[number as usize] += 1;
+            continue;
+        }
+        if reason == "foreign_generation" && whole(properties, FORGED).is_some() {
+            foreign += 1;
             continue;
         }
         let job = serde_json::from_slice::<serde_json::Value>(body)
@@ -515,6 +519,10 @@ async fn parked(
         again,
     );
     report.count("parked copies superseded by a retry", superseded);
+    report.count(
+        "forged copies that were ahead of the ledger, parked",
+        foreign,
+    );
     for (job, generation) in &owed {
         report.fault(format!(
             "{job} is FAILED at generation {generation} and has no copy in the dead queue"

@@ -32,6 +32,8 @@ use crate::{
 const RATE: u64 = 50;
 /// The header by which a message that is no job is found again.
 pub const GARBAGE: &str = "chaos-garbage";
+/// The header that tells a forged copy.
+pub const FORGED: &str = "chaos-forged";
 
 pub struct Accepted {
     pub job: Job,
@@ -220,6 +222,7 @@ impl Upstream {
             "cliquet-redelivered".into(),
             AMQPValue::Boolean(dice.chance(0.5)),
         );
+        headers.insert(FORGED.into(), AMQPValue::LongLongInt(1));
         self.send("", &body, headers).await;
         self.published.forged += 1;
     }

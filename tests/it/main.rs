@@ -11,6 +11,7 @@ mod context;
 mod death;
 mod doctor;
 mod exec;
+mod hostile;
 mod house;
 mod long_tasks;
 mod order;
@@ -19,7 +20,9 @@ mod privileges;
 mod repair;
 mod resume;
 mod retry;
+mod secrets;
 mod support;
 #[cfg(debug_assertions)] // there are no fail points otherwise
 mod sweep;
+mod tls;
 mod wiped;

@@ -2,7 +2,7 @@
 
 use crate::{checks::holds, protocol::Protocol, rules::Rules, steps::Step};
 
-/// All answers but Conflict: there is one content in the model.
+/// All answers but Conflict and Foreign: there is one content in the model, and nobody forges a generation.
 const ANSWERS: u32 = 12;
 
 #[test]

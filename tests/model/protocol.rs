@@ -89,7 +89,7 @@ impl Protocol {
             .fetch_or(1 << row(answer), Ordering::Relaxed);
     }
 
-    /// How many of the table's answers have been given: all but Conflict, when it is 12.
+    /// How many of the table's answers have been given: all but Conflict and Foreign, when it is 12.
     pub fn answers(&self) -> u32 {
         self.seen.answers.load(Ordering::Relaxed).count_ones()
     }
@@ -381,6 +381,7 @@ fn row(answer: &Answer) -> u32 {
         Answer::Mine => 10,
         Answer::Busy => 11,
         Answer::Suspect { .. } => 12,
+        Answer::Foreign { .. } => 13,
     }
 }
 

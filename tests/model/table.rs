@@ -132,6 +132,9 @@ pub enum Answer {
         crashes: u8,
     },
     Conflict,
+    Foreign {
+        generation: u8,
+    },
     ParkAgain {
         generation: u8,
     },
@@ -214,12 +217,17 @@ pub fn claim(
         };
     };
     let older = rows.generations && asked.generation < job.generation;
+    let newer = asked.generation > job.generation;
     let sent = rows.sent && job.sent >= job.generation as i8;
     let generation = job.generation;
     let way = match job.status {
         // Row 0.
         _ if asked.conflict => return Answer::Conflict,
-        // Rows 2 and 3.
+        // Row 2.
+        Status::Pending | Status::Retrying | Status::Failed if newer => {
+            return Answer::Foreign { generation };
+        }
+        // Rows 2a and 3.
         Status::Failed if !older => Way::Retried,
         Status::Failed if sent => return Answer::Stale,
         Status::Failed => return Answer::ParkAgain { generation },
@@ -278,7 +286,6 @@ fn begin(job: &mut Job, asked: Asked, way: Way, rows: Rows) -> Answer {
     };
     job.epoch += 1;
     task.epoch = job.epoch;
-    job.generation = job.generation.max(asked.generation);
     (job.status, job.holder) = match suspect {
         true => (Status::Pending, None),
         false => (Status::Processing, Some(asked.by)),

@@ -359,8 +359,8 @@ impl Protocol {
             Answer::ParkAgain { generation } => copy(Place::Dead, generation),
             Answer::Finished => Stage::Acknowledging(Why::Over),
             Answer::Stale => Stage::Acknowledging(Why::Stale),
-            // There is one content in the model.
-            Answer::Conflict => return None,
+            // There is one content in the model, and nobody forges a generation.
+            Answer::Conflict | Answer::Foreign { .. } => return None,
         };
         let hand_now = &mut world.workers[worker].hands[hand];
         hand_now.stage = stage;

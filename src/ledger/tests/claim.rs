@@ -107,6 +107,21 @@ async fn a_new_job_takes_the_generation_its_message_carries() {
     assert_eq!((job.generation, job.sent), (7, 7));
 }
 
+/// Generations end at 1,000,000,000. A job that began there could tell no stale copy from its own.
+#[tokio::test]
+async fn a_new_job_whose_message_claims_an_enormous_generation_has_room_left() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = job_of(1);
+    let claimed = ada
+        .claimed_by(of_generation(1_000_000_000, asks(&message)))
+        .await;
+    assert_eq!(claimed.generation, Generation(1_000_000));
+    ada.fail(stand(&message, &claimed)).await;
+    let job = database.job(message.id).await;
+    assert_eq!((job.generation, job.sent), (1_000_001, 1_000_000));
+}
+
 // ── rows 2 and 3: given up ───────────────────────────────────────────────────────────────────────────────────────────
 
 #[tokio::test]
@@ -143,16 +158,18 @@ async fn a_retry_of_a_given_up_job_starts_attempts_and_crashes_anew() {
 }
 
 #[tokio::test]
-async fn a_retry_of_a_newer_generation_is_a_retry_too() {
+async fn a_generation_that_was_never_given_out_does_not_retry_a_given_up_job() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;
     let message = given_up(&ada).await;
-    let retried = ada.claimed_by(of_generation(5, asks(&message))).await;
+    for forged in [2, 1_000_000_000] {
+        foreign(&database, &ada, of_generation(forged, asks(&message))).await;
+    }
+    let retried = ada.claimed_by(of_generation(1, asks(&message))).await;
     assert_eq!(
         (retried.way, retried.generation),
-        (Way::Retried, Generation(5))
+        (Way::Retried, Generation(1))
     );
-    assert_eq!(database.job(message.id).await.generation, 5);
 }
 
 #[tokio::test]
@@ -505,16 +522,42 @@ async fn a_waiting_job_goes_on_at_its_failed_task_with_the_next_attempt() {
 }
 
 #[tokio::test]
-async fn a_waiting_job_takes_a_newer_generation_from_its_message() {
+async fn a_generation_that_was_never_given_out_does_not_run_a_waiting_job_early() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;
     let message = retrying(&ada).await;
-    let resumed = ada.claimed_by(of_generation(9, asks(&message))).await;
+    for forged in [2, 1_000_000_000] {
+        foreign(&database, &ada, of_generation(forged, asks(&message))).await;
+    }
+    let resumed = ada.claimed_by(of_generation(1, asks(&message))).await;
     assert_eq!(
         (resumed.way, resumed.generation),
-        (Way::Resumed, Generation(9))
+        (Way::Resumed, Generation(1))
     );
-    assert_eq!(database.job(message.id).await.generation, 9);
+}
+
+/// Postgres may have lost its latest commits, and with them the generation that a message carries. While the ledger says
+/// that somebody holds the job, that message is all that can bring it to its holder, or to somebody else.
+#[tokio::test]
+async fn a_held_job_is_regained_or_taken_over_whatever_generation_its_message_claims() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let message = job_of(1);
+    ada.claimed(&message).await;
+    let asked = of_generation(1_000_000_000, asks(&message));
+    busy(&database, &bob, asked.clone()).await;
+    let regained = ada.claimed_by(asked.clone()).await;
+    assert_eq!(
+        (regained.way, regained.generation),
+        (Way::Regained, Generation(0))
+    );
+    ada.die(&database).await;
+    let taken = bob.claimed_by(redelivered(asked)).await;
+    assert_eq!(
+        (taken.way, taken.generation),
+        (Way::TakenOver, Generation(0))
+    );
+    assert_eq!(database.job(message.id).await.generation, 0);
 }
 
 #[tokio::test]
@@ -1033,6 +1076,23 @@ async fn sent(database: &Database, worker: &Worker, message: &JobMessage, genera
         database.job(message.id).await.sent == generation
     })
     .await;
+}
+
+/// The claim is answered Foreign and changes nothing.
+async fn foreign(database: &Database, worker: &Worker, claim: Claim) {
+    let job = claim.message.id;
+    let before = database.all_of(job).await;
+    let answer = worker.ledger.claim(claim).await.unwrap();
+    assert!(
+        matches!(
+            answer,
+            Answer::Foreign {
+                generation: Generation(1)
+            }
+        ),
+        "{answer:?}"
+    );
+    assert_eq!(database.all_of(job).await, before);
 }
 
 /// The claim is answered Busy and changes nothing.

@@ -66,7 +66,7 @@ async fn the_models_table_is_the_statements() {
         cases.len(),
         wrong[..wrong.len().min(5)].join("\n")
     );
-    assert_eq!(counts.len(), 13, "every row is met: {counts:?}");
+    assert_eq!(counts.len(), 14, "every row is met: {counts:?}");
 }
 
 #[tokio::test]
@@ -418,6 +418,9 @@ fn in_the_models_words(answer: &Answer) -> model::Answer {
             crashes: small(claimed.crashes.into()),
         },
         Answer::Conflict { .. } => model::Answer::Conflict,
+        Answer::Foreign { generation } => model::Answer::Foreign {
+            generation: small(generation.0),
+        },
         Answer::ParkAgain { generation, .. } => model::Answer::ParkAgain {
             generation: small(generation.0),
         },
@@ -444,6 +447,7 @@ fn row(answer: &model::Answer) -> &'static str {
             model::Way::Resumed => "resumed",
         },
         model::Answer::Conflict => "conflict",
+        model::Answer::Foreign { .. } => "foreign",
         model::Answer::ParkAgain { .. } => "park again",
         model::Answer::Finished => "finished",
         model::Answer::Stale => "stale",

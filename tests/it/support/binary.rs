@@ -110,6 +110,13 @@ max = "1s"
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Has every command use these addresses, the worker too.
+    pub fn addresses(&mut self, amqp_url: &str, database_url: &str) {
+        self.set("AMQP_URL", amqp_url);
+        self.set("DATABASE_URL", database_url);
+        self.worker.clear();
+    }
+
     /// Writes a file into the folder, in which the binary runs. Answers with its path.
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder.join(name);

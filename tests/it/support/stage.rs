@@ -500,6 +500,11 @@ impl WorkerProcess {
         Self(child)
     }
 
+    /// The process' id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
