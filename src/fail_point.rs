@@ -4,7 +4,7 @@
 //! SIGKILL at that very line: a real kill, without a race. With `CLIQUET_FAIL_POINT_TRACE=FILE` every passage is a line in
 //! the file, so that a test knows which points a scenario passes, and how often.
 //!
-//! All of it, the names too, exists only where `debug_assertions` are on; in a release build [`cut!`] is nothing.
+//! All of it, the names too, exists only where `debug_assertions` are on; in a release build `cut!` is nothing.
 
 /// Dies here, if the process was told to; nothing at all in a release build.
 macro_rules! cut {

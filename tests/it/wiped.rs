@@ -194,15 +194,12 @@ async fn a_broker_that_lost_its_disk_loses_no_job_and_no_retry_chain_forks() {
         services.run(&["start", "rabbitmq"]);
     });
     let (stop, listening) = listen(&services, &stage).await;
-    detour.open();
-    eventually("a worker has made the queues again", async || {
-        (unsettled(&services, &stage)?.1 == 0).then_some(())
-    })
-    .await;
     // A publisher that knows of the loss sends everything again, and in doubt twice.
+    stage.queues.declare().await;
     for (job, (scenario, _)) in told.iter().chain(told.iter()) {
         stage.publish_as(*job, scenario).await;
     }
+    detour.open();
     stage.script.open("orphan").await;
     for job in waiting.iter().chain([&orphan]) {
         stage.reaches(*job, "SUCCESS").await;
