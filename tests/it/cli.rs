@@ -168,7 +168,8 @@ async fn migrating_twice_applies_each_migration_once() {
             .map(|line| (line["version"].clone(), line["applied_now"].clone()))
             .collect::<Vec<_>>()
     };
-    let expected = |now: bool| [1, 2, 3, 4, 5, 6, 7].map(|version| (json!(version), json!(now)));
+    let expected =
+        |now: bool| [1, 2, 3, 4, 5, 6, 7, 8, 9].map(|version| (json!(version), json!(now)));
     assert_eq!(applied(&first), expected(true));
     assert_eq!(applied(&second), expected(false));
     let third = binary.run(&["migrate"]).await;

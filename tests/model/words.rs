@@ -18,7 +18,7 @@ pub const CRASH_LIMIT: u8 = 2;
 pub const PREFETCH: usize = 3;
 /// More messages or hands than this there never are; the model says so if there are.
 const MOST_MESSAGES: usize = 10;
-const MOST_HANDS: usize = 6;
+const MOST_HANDS: usize = 12;
 
 /// Where a message waits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
