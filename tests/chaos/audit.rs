@@ -22,6 +22,9 @@ use crate::{
 /// for the reconciler's minute.
 const QUIET: Duration = Duration::from_secs(240);
 
+/// After so many crashes of one task its job is parked; the worker's default.
+const CRASH_LIMIT: i64 = 3;
+
 /// The queues of the run.
 pub fn topology() -> Topology {
     let rungs: Vec<_> = RUNGS.iter().map(ToString::to_string).collect();
@@ -132,20 +135,16 @@ async fn jobs(pool: &PgPool, published: &Published, report: &mut Report) {
             report.fault(format!("accepted and lost: {}", job.id));
             continue;
         };
+        // Four times, where the worker that was about to park it was killed, too: its claim had begun the task.
+        let crashed = error.starts_with("the worker died ") && crashes[&job.id] >= CRASH_LIMIT;
         let end = match (status.as_str(), job.fate()) {
             ("SUCCESS", Fate::Good) => "SUCCESS",
-            ("FAILED", Fate::Poison) if error.starts_with("the worker died 3 times") => {
-                "parked: kills its process"
-            }
+            ("FAILED", Fate::Poison) if crashed => "parked: kills its process",
             ("FAILED", Fate::Permanent) if error == "never works, as drawn" => {
                 "parked: fails for good"
             }
             // Nothing can tell that it was the kill and not the task.
-            ("FAILED", _)
-                if error.starts_with("the worker died 3 times") && crashes[&job.id] >= 3 =>
-            {
-                "parked: its worker was killed three times in one task"
-            }
+            ("FAILED", _) if crashed => "parked: its worker was killed three times in one task",
             (status, fate) => {
                 report.fault(format!(
                     "{} is {status} ({error}), and its tasks are {fate:?}: {:?}",
