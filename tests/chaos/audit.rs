@@ -18,9 +18,10 @@ use crate::{
     worker::{RUNGS, executions},
 };
 
-/// How long the workers have for what is left, once everything is healthy. A job whose message was lost twice waits
-/// for the reconciler's minute.
-const QUIET: Duration = Duration::from_secs(240);
+/// How long the workers have for what is left, once everything is healthy. Long, for RabbitMQ's sake: what a rung
+/// dead-lettered while the work queue was deleted it tries again after three minutes, and shows nowhere meanwhile; the
+/// reconciler's copies may have to pass the same rung, and a job whose message was lost twice waits for its minute.
+const QUIET: Duration = Duration::from_secs(420);
 
 /// After so many crashes of one task its job is parked; the worker's default.
 const CRASH_LIMIT: i64 = 3;
