@@ -27,7 +27,11 @@ use sqlx::{
 };
 use std::{sync::Arc, time::Duration};
 
-use super::{Holder, lane::Verb, message::stored_message};
+use super::{
+    Holder,
+    lane::{Verb, column},
+    message::stored_message,
+};
 use crate::{
     fail_point::cut,
     job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, TaskResult, null},
@@ -288,11 +292,6 @@ impl Verb for Claim {
         }
         Ok(answers)
     }
-}
-
-/// One column of a group.
-pub(super) fn column<T, C>(group: &[&T], value: impl Fn(&T) -> C) -> Vec<C> {
-    group.iter().map(|row| value(row)).collect()
 }
 
 /// Binds `$1` to `$7`: who claims, and what the messages say of their jobs.

@@ -16,9 +16,9 @@ use super::{
     Holder,
     advance::{Stand, Written, written},
     fail::storable,
-    lane::Verb,
+    lane::{Verb, column},
 };
-use crate::job::JobId;
+use crate::{fail_point::cut, job::JobId};
 
 /// The task that stands here is put off.
 #[derive(Debug)]
@@ -70,9 +70,7 @@ impl Verb for Defer {
         holder: &Holder,
         group: &[&Self],
     ) -> Result<Vec<Option<Written>>, sqlx::Error> {
-        fn column<C>(group: &[&Defer], value: impl Fn(&Defer) -> C) -> Vec<C> {
-            group.iter().map(|defer| value(defer)).collect()
-        }
+        cut!(BeforeDefer);
         let rows = sqlx::query(DEFER)
             .bind(column(group, |defer| defer.stand.job.0))
             .bind(column(group, |defer| defer.stand.position))
@@ -86,6 +84,7 @@ impl Verb for Defer {
             .bind(&holder.name)
             .fetch_all(&mut *connection)
             .await?;
+        cut!(AfterDefer);
         let changed = rows
             .iter()
             .map(|row| row.try_get("job_id").map(JobId))

@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row};
 use super::{
     Holder,
     advance::{Stand, Written, written},
-    lane::Verb,
+    lane::{Verb, column},
 };
 use crate::{fail_point::cut, job::JobId};
 
@@ -64,44 +64,20 @@ impl Verb for Fail {
         group: &[&Self],
     ) -> Result<Vec<Option<Written>>, sqlx::Error> {
         cut!(BeforeFail);
-        let ids: Vec<_> = group.iter().map(|fail| fail.stand.job.0).collect();
         let rows = sqlx::query(FAIL)
-            .bind(&ids)
-            .bind(
-                group
-                    .iter()
-                    .map(|fail| fail.stand.position)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|fail| fail.stand.epoch.0)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|fail| fail.stand.attempt as i32)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|fail| storable(&fail.error))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                group
-                    .iter()
-                    .map(|fail| fail.retry_in.map(|delay| delay.as_secs_f64()))
-                    .collect::<Vec<_>>(),
-            )
+            .bind(column(group, |fail| fail.stand.job.0))
+            .bind(column(group, |fail| fail.stand.position))
+            .bind(column(group, |fail| fail.stand.epoch.0))
+            .bind(column(group, |fail| fail.stand.attempt as i32))
+            .bind(column(group, |fail| storable(&fail.error)))
+            .bind(column(group, |fail| {
+                fail.retry_in.map(|delay| delay.as_secs_f64())
+            }))
             .bind(&holder.name)
             .fetch_all(&mut *connection)
             .await?;
         cut!(AfterFail);
-        let stands: Vec<_> = group.iter().map(|fail| fail.stand).collect();
+        let stands = column(group, |fail| fail.stand);
         let changed = rows
             .iter()
             .map(|row| row.try_get("job_id").map(JobId))

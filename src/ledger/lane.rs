@@ -54,6 +54,11 @@ pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A group that cannot be decided after so many looks at fresh snapshots is a fault of ours, not a race.
 const MOST_LOOKS: usize = 50;
 
+/// One column of a group: what its statement unnests.
+pub(super) fn column<T, C>(group: &[&T], value: impl Fn(&T) -> C) -> Vec<C> {
+    group.iter().map(|row| value(row)).collect()
+}
+
 /// One kind of transition: how a group of it is written.
 pub(crate) trait Verb: Send + Sync + Sized + 'static {
     /// What the caller learns.

@@ -6,7 +6,11 @@
 
 use sqlx::{PgConnection, Row};
 
-use super::{Holder, advance::Written, lane::Verb};
+use super::{
+    Holder,
+    advance::Written,
+    lane::{Verb, column},
+};
 use crate::{
     fail_point::cut,
     job::{Epoch, JobId},
@@ -47,15 +51,10 @@ impl Verb for Release {
         group: &[&Self],
     ) -> Result<Vec<Option<Written>>, sqlx::Error> {
         cut!(BeforeRelease);
-        let ids: Vec<_> = group.iter().map(|release| release.job.0).collect();
+        let ids = column(group, |release| release.job.0);
         let rows = sqlx::query(RELEASE)
             .bind(&ids)
-            .bind(
-                group
-                    .iter()
-                    .map(|release| release.epoch.0)
-                    .collect::<Vec<_>>(),
-            )
+            .bind(column(group, |release| release.epoch.0))
             .fetch_all(connection)
             .await?;
         cut!(AfterRelease);

@@ -3,7 +3,10 @@
 
 use sqlx::PgConnection;
 
-use super::{Holder, lane::Verb};
+use super::{
+    Holder,
+    lane::{Verb, column},
+};
 use crate::{
     fail_point::cut,
     job::{Generation, JobId},
@@ -37,13 +40,8 @@ impl Verb for Sent {
     ) -> Result<Vec<Option<()>>, sqlx::Error> {
         cut!(BeforeSent);
         sqlx::query(SENT)
-            .bind(group.iter().map(|sent| sent.job.0).collect::<Vec<_>>())
-            .bind(
-                group
-                    .iter()
-                    .map(|sent| sent.generation.0)
-                    .collect::<Vec<_>>(),
-            )
+            .bind(column(group, |sent| sent.job.0))
+            .bind(column(group, |sent| sent.generation.0))
             .execute(connection)
             .await?;
         cut!(AfterSent);

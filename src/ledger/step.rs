@@ -20,8 +20,8 @@ use sqlx::{PgConnection, Row};
 use super::{
     Holder,
     advance::{Advance, Next, Written, written},
-    claim::{Claim, Claimed, Way, bind_jobs, bind_tasks, column, created_tasks},
-    lane::Verb,
+    claim::{Claim, Claimed, Way, bind_jobs, bind_tasks, created_tasks},
+    lane::{Verb, column},
 };
 use crate::{
     fail_point::cut,

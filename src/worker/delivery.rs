@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! decode ─► claim ─► run ─► settle
-//!   │bad      │Finished, Stale, Mine │ Superseded         │ Busy, Suspect
-//!   ▼         ▼                      ▼                    ▼
-//!  park     acknowledge            send the successor   wait on a short rung
+//!   │bad      │Finished, Stale, Mine │Superseded            │Busy, Suspect           │Conflict, Foreign, ParkAgain
+//!   ▼         ▼                      ▼                      ▼                        ▼
+//!  park     acknowledge            send the successor     wait on a short rung     park
 //! ```
 //!
 //! What each answer means stands in the crate documentation's table; what follows from it in [`settlement`](super::settlement).

@@ -1,8 +1,9 @@
 //! The story: a worker receives deliveries, bounds how many jobs run, and drains when it is asked to stop.
 //!
 //! In reading order: `delivery` (one delivery: decode, claim, run, settle), `run` (one job, task after task),
-//! `attempt` (one execution of a task), `brake` (whether a handler's tasks run at all), `commit` (how it enters the ledger), `settlement` (what follows, decided and
-//! done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`.
+//! `attempt` (one execution of a task), `brake` (whether a handler's tasks run at all), `commit` (how it enters the ledger),
+//! `settlement` (what follows, decided and done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`. A
+//! `cut!` is a place where tests kill the worker; a release build has none.
 
 mod attempt;
 mod brake;
@@ -107,7 +108,10 @@ impl Worker {
             }
         }
 
-        info!(jobs = crew.in_hand.running().len(), drain_timeout = %humantime::format_duration(crew.config.drain_timeout), "stopping: running tasks end, the rest is handed back");
+        info!(
+            jobs = crew.in_hand.running().len(), drain_timeout = %humantime::format_duration(crew.config.drain_timeout),
+            "stopping: running tasks end, the rest is handed back"
+        );
         crew.drain.cancel();
         cut!(Draining);
         deliveries.close();

@@ -150,8 +150,11 @@ async fn look_for_the_mark(
                     "the broker does not remember this queue: what was given up is parked again"
                 );
             }
+            cut!(Forgotten);
             // Afterwards, or a death in between would leave a mark and no copies.
-            crew.publisher.mark().await
+            let marked = crew.publisher.mark().await;
+            cut!(Marked if marked.is_ok());
+            marked
         }
         Ok(true) => Ok(()),
         Err(error) => Err(error),

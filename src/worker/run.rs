@@ -40,8 +40,8 @@ pub(super) enum RunEnd {
     Fenced,
 }
 
-/// Runs a claimed job; `session` is that in which it was asked for. Jobs with a crash behind them run one at a time, so that the next death has one suspect: `alone` is
-/// their permit, given up when the suspected task has ended well.
+/// Runs a claimed job; `session` is that in which it was asked for. Jobs with a crash behind them run one at a time, so that
+/// the next death has one suspect: `alone` is their permit, given up when the suspected task has ended well.
 pub(super) async fn run(
     crew: &Crew,
     run: &Run,

@@ -102,6 +102,16 @@ fn backoff_is_named_in_one_file() {
 /// In a release build there is no fail point, nor any name of one: whatever names them stands behind `debug_assertions`.
 #[test]
 fn fail_points_are_not_in_a_release_build() {
+    let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    for (name, profile) in manifest["profile"].as_table().unwrap() {
+        assert!(
+            profile.get("debug-assertions").is_none(),
+            "the profile {name} says something of debug-assertions"
+        );
+    }
     let all = sources("src");
     let (_, own) = all
         .iter()

@@ -194,18 +194,22 @@ async fn a_broker_that_lost_its_disk_loses_no_job_and_no_retry_chain_forks() {
         services.run(&["start", "rabbitmq"]);
     });
     let (stop, listening) = listen(&services, &stage).await;
-    // A publisher that knows of the loss sends everything again, and in doubt twice.
+    // A publisher that knows of the loss sends everything again, and in doubt twice; but for the dead worker's job, which the
+    // reconciler alone brings back, and one that runs on without any message.
     stage.queues.declare().await;
+    let unsent = [orphan, held[0]];
     for (job, (scenario, _)) in told.iter().chain(told.iter()) {
-        stage.publish_as(*job, scenario).await;
+        if !unsent.contains(job) {
+            stage.publish_as(*job, scenario).await;
+        }
     }
     detour.open();
     stage.script.open("orphan").await;
     for job in waiting.iter().chain([&orphan]) {
         stage.reaches(*job, "SUCCESS").await;
     }
-    // All that is left is one message for each job that runs.
-    let running = held.len() + failing.len();
+    // All that is left is one message for each job that runs, but for the one that was not sent again.
+    let running = held.len() - 1 + failing.len();
     eventually("each run has one message", async || {
         (unsettled(&services, &stage)? == (0, running)).then_some(())
     })

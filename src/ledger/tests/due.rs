@@ -128,6 +128,53 @@ async fn a_given_up_job_whose_copy_is_not_known_to_be_parked_is_owed() {
 }
 
 #[tokio::test]
+async fn what_a_broker_has_forgotten_is_owed_again_and_nothing_else() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let (parked, fresh, others) = (job_of(1), job_of(1), job_of(1));
+    for message in [&parked, &fresh, &others] {
+        ada.give_up(stand(message, &ada.claimed(message).await))
+            .await;
+        ada.ledger.sent(message.id, Generation(1));
+        until("what was sent is written", async || {
+            database.job(message.id).await.sent == 1
+        })
+        .await;
+    }
+    let waits = due_for(&database, &ada, -90).await;
+    ada.finish(&job_of(1)).await;
+    database
+        .run(&format!(
+            "UPDATE cliquet.jobs SET finished_at = finished_at - interval '2 minutes' WHERE id <> '{}'",
+            fresh.id
+        ))
+        .await;
+    database
+        .run(&format!(
+            "UPDATE cliquet.jobs SET queue = 'others' WHERE id = '{}'",
+            others.id
+        ))
+        .await;
+    let before = database.job(waits.id).await.sent;
+    let mut reconciling = alone(&ada).await;
+    assert_eq!(reconciling.forgotten(MINUTE).await.unwrap(), 1);
+    // Whoever dies here leaves no mark, and the next one asks again.
+    assert_eq!(reconciling.forgotten(MINUTE).await.unwrap(), 0);
+    assert_eq!(
+        reconciling.owed(MINUTE).await.unwrap(),
+        [Owed {
+            job: parked.id,
+            generation: Generation(1),
+            what: What::Unparked
+        }]
+    );
+    reconciling.end().await;
+    for (message, sent) in [(&parked, 0), (&fresh, 1), (&others, 1), (&waits, before)] {
+        assert_eq!(database.job(message.id).await.sent, sent);
+    }
+}
+
+#[tokio::test]
 async fn what_is_sent_is_never_unsent() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;

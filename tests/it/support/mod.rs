@@ -136,6 +136,14 @@ impl Queues {
         marked.await.unwrap();
     }
 
+    /// Takes the mark away, as a broker's lost disk does.
+    pub async fn unmark(&self) {
+        let mark = self.name(Place::Dead);
+        let channel = self.channel().await;
+        let unmarked = channel.exchange_delete(mark.into(), ExchangeDeleteOptions::default());
+        unmarked.await.unwrap();
+    }
+
     pub fn name(&self, place: Place) -> String {
         self.topology.name(place)
     }
