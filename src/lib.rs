@@ -184,7 +184,7 @@
 //! | a stale heartbeat is a death | not while Postgres itself was away | after an outage longer than `patience`, living workers took each other's jobs |
 //! | a job's results without limit | 16 MiB together | they are read at each claim and are in memory while the job runs |
 //! | `x-delivery-limit` as large as can be | 1,000 | a message that the AMQP client cannot read ends the connection at each delivery; only the limit takes it away |
-//! | a job always uses the same lane | any lane may write it | one large group costs less than two small ones, and a lane that has to wait holds up nobody |
+//! | a job always uses the same lane | any lane may write it | one large group costs less than two small ones, and a write that waits for somebody's lock goes on apart |
 //! | a claim for every delivery | a job's first delivery is an admission, which shares a commit with advances | nothing is to be decided for a job that nobody knows; the claim is asked when it is known |
 //! | sqlx's pool for handlers' transactions | sessions of our own | the pool asks each connection once more after its use, one round trip a task |
 //! | a braked handler's tasks go to the rungs without running | they are claimed, and deferred in the ledger | only the claim knows which task is next, and people see why it waits |

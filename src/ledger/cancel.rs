@@ -63,7 +63,7 @@ pub async fn cancel(
         match attempt(pool, ids, reason).await {
             Ok(found) => break found,
             Err(error) => match Recovery::of(&error) {
-                Recovery::Repeat if repeats < MOST_REPEATS => repeats += 1,
+                Recovery::Repeat | Recovery::Locked if repeats < MOST_REPEATS => repeats += 1,
                 Recovery::Refused => {
                     return Err(LedgerError::Refused(super::connect::sentence(&error)));
                 }

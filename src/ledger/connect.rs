@@ -65,7 +65,9 @@ impl LedgerAddress {
             .disable_statement_logging();
         // sqlx reads it at each connection, and does not say which file it was that could not be read.
         for (key, file) in url.query_pairs() {
+            // It may be the certificate itself.
             if matches!(&*key, "sslrootcert" | "ssl-root-cert" | "ssl-ca")
+                && !file.trim_start().starts_with("-----BEGIN")
                 && let Err(error) = std::fs::read(&*file)
             {
                 return Err(format!(
@@ -81,6 +83,11 @@ impl LedgerAddress {
             options.get_database().unwrap_or(options.get_username()),
         );
         Ok(Self { options, shown })
+    }
+
+    /// Who we are there.
+    pub(crate) fn user(&self) -> &str {
+        self.options.get_username()
     }
 
     /// Options for a connection of the given purpose, which `pg_stat_activity` shows.
@@ -110,18 +117,28 @@ impl LedgerAddress {
             ("plan_cache_mode", "force_generic_plan"),
             ("jit", "off"),
             ("statement_timeout", "15s"),
-            ("lock_timeout", "10s"),
+            ("lock_timeout", "3s"),
         ])
+    }
+
+    /// The desk's: some of its questions read a whole table.
+    pub(crate) fn desk_pool(&self, purpose: &str, most: u32) -> PgPool {
+        let bounded = [("statement_timeout", "2min"), ("lock_timeout", "10s")];
+        Self::pool_of(self.options(purpose).options(bounded), most)
     }
 
     /// A pool for reads by people and for the rare verbs.
     pub(crate) fn pool(&self, purpose: &str, most: u32) -> PgPool {
+        Self::pool_of(self.options(purpose), most)
+    }
+
+    fn pool_of(options: PgConnectOptions, most: u32) -> PgPool {
         PgPoolOptions::new()
             .max_connections(most)
             .min_connections(0)
             .test_before_acquire(false)
             .acquire_timeout(Duration::from_secs(10))
-            .connect_lazy_with(self.options(purpose))
+            .connect_lazy_with(options)
     }
 }
 
@@ -130,8 +147,10 @@ impl LedgerAddress {
 pub(crate) enum Recovery {
     /// The connection is gone or unusable: open another and write again.
     Reconnect,
-    /// A deadlock, a serialisation failure or a lock not had in time: write the same again.
+    /// A deadlock or a serialisation failure: write the same again.
     Repeat,
+    /// Somebody else keeps a row locked: write the same again, and hold up nobody meanwhile.
+    Locked,
     /// Postgres refuses this very row and would always.
     Refused,
 }
@@ -150,7 +169,8 @@ impl Recovery {
             _ => return Self::Reconnect,
         };
         match code.as_str() {
-            "40P01" | "40001" | "55P03" => Self::Repeat,
+            "40P01" | "40001" => Self::Repeat,
+            "55P03" => Self::Locked,
             // 22 data exception, 23 integrity constraint, 54 a program limit such as the size of a row.
             code if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") => {
                 Self::Refused
@@ -164,6 +184,10 @@ impl Recovery {
 pub(crate) fn sentence(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(database) => match database.code() {
+            Some(code) if code == "42501" => format!(
+                "{} (SQLSTATE {code}); `cliquet doctor` names what is to be granted",
+                database.message()
+            ),
             Some(code) => format!("{} (SQLSTATE {code})", database.message()),
             None => database.message().to_owned(),
         },

@@ -3,13 +3,15 @@
 //! One publish too many is harmless (it dies at the claim), one too few is a lost job; but a publish at every look would
 //! bury a long queue. So a job that is looked after is put off: it is seen again only after `patience`.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use sqlx::{PgConnection, PgPool, Row, pool::PoolConnection};
+use tokio::time::timeout;
 
 use super::{
     Holder, LedgerError,
     connect::sentence,
+    lane::NO_ANSWER,
     message::{StoredMessage, stored_message},
 };
 use crate::job::{Generation, JobId};
@@ -74,11 +76,14 @@ const CLEARED: &str = r"
 UPDATE cliquet.workers SET cleared_at = clock_timestamp()
  WHERE id = ANY($1) AND coalesce(stopped_at, seen_at) < statement_timestamp() - interval '1 minute'";
 
+/// A row that somebody keeps locked is left as it is: whoever waited for it would keep all others from reconciling.
 const PUT_OFF: &str = r"
 UPDATE cliquet.jobs
    SET next_attempt_at = clock_timestamp()
            + greatest(make_interval(secs => $3), least(clock_timestamp() - next_attempt_at, interval '6 hours'))
- WHERE id = ANY($1) AND next_attempt_at IS NOT NULL AND next_attempt_at < clock_timestamp() AND queue = $2";
+ WHERE id IN (SELECT id FROM cliquet.jobs
+               WHERE id = ANY($1) AND next_attempt_at IS NOT NULL AND next_attempt_at < clock_timestamp() AND queue = $2
+               ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)";
 
 /// Whatever was parked before is owed a copy again. Reads the whole table.
 const FORGOTTEN: &str = r"
@@ -103,12 +108,14 @@ impl Reconciling {
     pub(crate) async fn begin(pool: &PgPool, holder: &Holder) -> Result<Option<Self>, LedgerError> {
         let queue = holder.queue.clone();
         let mut connection = pool.acquire().await.map_err(unavailable)?;
-        let alone: bool = sqlx::query(ALONE)
-            .bind(&queue)
-            .fetch_one(&mut *connection)
-            .await
-            .and_then(|row| row.try_get(0))
-            .map_err(unavailable)?;
+        let asked = sqlx::query_scalar(ALONE).bind(&queue);
+        let alone: bool = match bounded(asked.fetch_one(&mut *connection)).await {
+            Ok(alone) => alone,
+            Err(error) => {
+                connection.close_on_drop();
+                return Err(error);
+            }
+        };
         if !alone {
             return Ok(None);
         }
@@ -119,12 +126,13 @@ impl Reconciling {
 
     /// What is owed now: what is due for longer than `grace`.
     pub(crate) async fn owed(&mut self, grace: Duration) -> Result<Vec<Owed>, LedgerError> {
-        let rows = sqlx::query(OWED)
-            .bind(&self.queue)
-            .bind(grace.as_secs_f64())
-            .fetch_all(&mut *self.connection)
-            .await
-            .map_err(unavailable)?;
+        let rows = bounded(
+            sqlx::query(OWED)
+                .bind(&self.queue)
+                .bind(grace.as_secs_f64())
+                .fetch_all(&mut *self.connection),
+        )
+        .await?;
         let read = |row: &sqlx::postgres::PgRow| {
             let what = match row.try_get("what")? {
                 "enqueued" => What::Enqueued,
@@ -148,12 +156,13 @@ impl Reconciling {
     /// Jobs whose holder is dead. When workers have died this reads the whole table, so it is asked rarely.
     pub(crate) async fn abandoned(&mut self, holder: &Holder) -> Result<Vec<Owed>, LedgerError> {
         let connection: &mut PgConnection = &mut self.connection;
-        let dead = sqlx::query(DEAD)
-            .bind(&self.queue)
-            .bind(holder.id)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(unavailable)?;
+        let dead = bounded(
+            sqlx::query(DEAD)
+                .bind(&self.queue)
+                .bind(holder.id)
+                .fetch_all(&mut *connection),
+        )
+        .await?;
         let dead: Vec<i64> = dead
             .iter()
             .map(|row| row.try_get("id"))
@@ -162,17 +171,14 @@ impl Reconciling {
         if dead.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = sqlx::query(ABANDONED)
-            .bind(&dead)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(unavailable)?;
-        if rows.is_empty() {
-            sqlx::query(CLEARED)
+        let rows = bounded(
+            sqlx::query(ABANDONED)
                 .bind(&dead)
-                .execute(connection)
-                .await
-                .map_err(unavailable)?;
+                .fetch_all(&mut *connection),
+        )
+        .await?;
+        if rows.is_empty() {
+            bounded(sqlx::query(CLEARED).bind(&dead).execute(connection)).await?;
         }
         let read = |row: &sqlx::postgres::PgRow| {
             Ok(Owed {
@@ -194,35 +200,38 @@ impl Reconciling {
         jobs: &[JobId],
         patience: Duration,
     ) -> Result<(), LedgerError> {
-        sqlx::query(PUT_OFF)
-            .bind(jobs.iter().map(|job| job.0).collect::<Vec<_>>())
-            .bind(&self.queue)
-            .bind(patience.as_secs_f64())
-            .execute(&mut *self.connection)
-            .await
-            .map_err(unavailable)?;
+        bounded(
+            sqlx::query(PUT_OFF)
+                .bind(jobs.iter().map(|job| job.0).collect::<Vec<_>>())
+                .bind(&self.queue)
+                .bind(patience.as_secs_f64())
+                .execute(&mut *self.connection),
+        )
+        .await?;
         Ok(())
     }
 
     /// The broker has forgotten what was parked so long ago: all of it is owed again. Answers with how many jobs that are.
     pub(crate) async fn forgotten(&mut self, ago: Duration) -> Result<u64, LedgerError> {
-        let owed = sqlx::query(FORGOTTEN)
-            .bind(&self.queue)
-            .bind(ago.as_secs_f64())
-            .execute(&mut *self.connection)
-            .await
-            .map_err(unavailable)?;
+        let owed = bounded(
+            sqlx::query(FORGOTTEN)
+                .bind(&self.queue)
+                .bind(ago.as_secs_f64())
+                .execute(&mut *self.connection),
+        )
+        .await?;
         Ok(owed.rows_affected())
     }
 
     /// What is stored is no job that could ever be sent: it is given up, with the reason, instead of being looked at for ever.
     pub(crate) async fn condemn(&mut self, job: JobId, sentence: &str) -> Result<(), LedgerError> {
-        sqlx::query(CONDEMN)
-            .bind(job.0)
-            .bind(sentence)
-            .execute(&mut *self.connection)
-            .await
-            .map_err(unavailable)?;
+        bounded(
+            sqlx::query(CONDEMN)
+                .bind(job.0)
+                .bind(sentence)
+                .execute(&mut *self.connection),
+        )
+        .await?;
         Ok(())
     }
 
@@ -233,19 +242,29 @@ impl Reconciling {
         &mut self,
         job: JobId,
     ) -> Result<Result<Option<StoredMessage>, String>, LedgerError> {
-        stored_message(&mut self.connection, job)
-            .await
-            .map_err(unavailable)
+        bounded(stored_message(&mut self.connection, job)).await
     }
 
     /// Lets others reconcile.
     pub(crate) async fn end(mut self) {
         let unlock = sqlx::query("SELECT pg_advisory_unlock(x'636c7172'::int4, hashtext($1))")
             .bind(&self.queue);
-        if unlock.execute(&mut *self.connection).await.is_ok() {
-            // It is marked to be closed when it is dropped.
-            self.connection.return_to_pool().await;
+        if bounded(unlock.execute(&mut *self.connection)).await.is_ok() {
+            // It is marked to be closed when it is dropped. The pool asks it once more, and it may have gone silent.
+            let _ = timeout(NO_ANSWER, self.connection.return_to_pool()).await;
         }
+    }
+}
+
+/// An answer of the desk's, or an error for a server that has gone silent. Each question is a statement of its own, on a
+/// connection that is closed unless all went well, so none leaves a transaction behind. The server's own limit is shorter.
+async fn bounded<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
+    match timeout(NO_ANSWER * 6, asked).await {
+        Ok(answer) => answer.map_err(unavailable),
+        Err(_) => Err(LedgerError::Unavailable(format!(
+            "no answer from Postgres for {} s",
+            (NO_ANSWER * 6).as_secs()
+        ))),
     }
 }
 

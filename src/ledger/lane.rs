@@ -9,15 +9,22 @@
 //! A job's transitions stay in order whichever lane writes them, since a job has but one under way; and rows are locked in
 //! the order of job ids, so that neither two lanes nor two processes which hold the same duplicates deadlock.
 //!
+//! A write whose row somebody else keeps locked is told apart from its group, and waits on a connection of its own: it
+//! holds up neither its neighbours nor a lane.
+//!
 //! A write is repeated until its outcome is known. That is safe because every verb is repeatable: it names the job, the
 //! epoch and the attempt, and recognises its own earlier commit. A verb never ends in "perhaps".
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 use sqlx::{Connection, PgConnection};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::{JoinHandle, yield_now},
     time::{sleep, timeout},
 };
@@ -51,6 +58,8 @@ const LANE_DEPTH: usize = 4096;
 pub(crate) const NO_ANSWER: Duration = Duration::from_secs(25);
 /// The longest pause before a write is repeated on another connection. With longer ones jobs would wait while Postgres is back.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The most writes that wait apart for a row that somebody else keeps locked; further ones hold up a lane.
+const MOST_APART: usize = 8;
 /// A group that cannot be decided after so many looks at fresh snapshots is a fault of ours, not a race.
 const MOST_LOOKS: usize = 50;
 
@@ -127,12 +136,14 @@ impl Lanes {
         count: usize,
         tally: &Arc<Tally>,
     ) -> (Self, JoinHandle<()>) {
+        let apart = Arc::new(Semaphore::new(MOST_APART));
         let lanes = (1..=count.max(1)).map(|number| Lane {
             address: address.clone(),
             holder: holder.clone(),
             number,
             connection: None,
             tally: tally.clone(),
+            apart: Apart::Places(apart.clone()),
         });
         let (sender, inbox) = mpsc::channel(LANE_DEPTH);
         let running = tokio::spawn(take_turns(lanes.collect(), inbox));
@@ -214,6 +225,23 @@ struct Lane {
     number: usize,
     connection: Option<PgConnection>,
     tally: Arc<Tally>,
+    apart: Apart,
+}
+
+/// Where a write waits for a lock.
+enum Apart {
+    /// In a place apart from its lane, while there is one.
+    Places(Arc<Semaphore>),
+    /// Here: this is such a place.
+    Here(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit),
+}
+
+/// Why a group was not written.
+enum Unwritten {
+    /// Postgres refuses the data, and would always.
+    Refused(String),
+    /// Somebody else keeps one of the rows locked.
+    Locked,
 }
 
 impl Lane {
@@ -263,8 +291,10 @@ impl Lane {
 
     async fn write_distinct<V: Verb>(&mut self, mut group: Vec<Waiting<V>>) {
         let mut looks = 0;
+        // Whether a lock is waited for here.
+        let mut patient = matches!(self.apart, Apart::Here(_));
         while !group.is_empty() {
-            match self.write_once(&group).await {
+            match self.write_once(&group, patient).await {
                 Ok(answers) => {
                     let undecided = group.into_iter().zip(answers).filter_map(
                         |(waiting, answer)| match answer {
@@ -290,15 +320,29 @@ impl Lane {
                         sleep(Duration::from_millis(5)).await;
                     }
                 }
-                // One refused row must not fail its neighbours: each is written alone, and the bad one fails alone.
-                Err(refusal) if group.len() > 1 => {
-                    warn!(lane = self.number, group = group.len(), error = %refusal, "Postgres refused a group; writing it one by one");
+                // One refused or locked row must not harm its neighbours: each is written alone, and the bad one fails alone.
+                Err(unwritten) if group.len() > 1 => {
+                    if let Unwritten::Refused(error) = unwritten {
+                        warn!(
+                            lane = self.number,
+                            group = group.len(),
+                            error,
+                            "Postgres refused a group; writing it one by one"
+                        );
+                    }
                     for waiting in group {
                         Box::pin(self.write_distinct(vec![waiting])).await;
                     }
                     return;
                 }
-                Err(refusal) => {
+                Err(Unwritten::Locked) => match self.place_apart() {
+                    Some(place) => {
+                        tokio::spawn(self.apart_in(place).alone(group));
+                        return;
+                    }
+                    None => patient = true,
+                },
+                Err(Unwritten::Refused(refusal)) => {
                     group.into_iter().for_each(|waiting| {
                         waiting.answer(Err(LedgerError::Refused(refusal.clone())))
                     });
@@ -308,11 +352,37 @@ impl Lane {
         }
     }
 
-    /// One statement, repeated until its outcome is known. `Err` is a refusal of the data.
+    /// A place for a write that has to wait for a lock, if this is none itself and one is free.
+    fn place_apart(&self) -> Option<OwnedSemaphorePermit> {
+        match &self.apart {
+            Apart::Places(places) => places.clone().try_acquire_owned().ok(),
+            Apart::Here(_) => None,
+        }
+    }
+
+    /// A lane for one write, beside this one.
+    fn apart_in(&self, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            address: self.address.clone(),
+            holder: self.holder.clone(),
+            number: self.number,
+            connection: None,
+            tally: self.tally.clone(),
+            apart: Apart::Here(place),
+        }
+    }
+
+    /// Boxed, so that the compiler does not look for the end of a lane that begins a lane.
+    fn alone<V: Verb>(mut self, group: Vec<Waiting<V>>) -> BoxFuture<'static, ()> {
+        Box::pin(async move { self.write_distinct(group).await })
+    }
+
+    /// One statement, repeated until its outcome is known. A `patient` write waits for a lock; another one says so.
     async fn write_once<V: Verb>(
         &mut self,
         group: &[Waiting<V>],
-    ) -> Result<Vec<Option<V::Answer>>, String> {
+        patient: bool,
+    ) -> Result<Vec<Option<V::Answer>>, Unwritten> {
         let pauses = RetryPolicy::reconnecting(LONGEST_PAUSE);
         let verbs: Vec<&V> = group.iter().map(|waiting| &waiting.verb).collect();
         let holder = self.holder.clone();
@@ -332,9 +402,14 @@ impl Lane {
                             return Ok(answers);
                         }
                         Ok(Err(error)) => match Recovery::of(&error) {
-                            Recovery::Refused => return Err(sentence(&error)),
+                            Recovery::Refused => {
+                                return Err(Unwritten::Refused(sentence(&error)));
+                            }
+                            Recovery::Locked if group.len() > 1 || !patient => {
+                                return Err(Unwritten::Locked);
+                            }
                             // A deadlock passes at once; a row that somebody keeps locked is worth telling.
-                            Recovery::Repeat => {
+                            Recovery::Repeat | Recovery::Locked => {
                                 repeats += 1;
                                 if repeats % 3 == 0 {
                                     warn!(
@@ -354,7 +429,7 @@ impl Lane {
                                     && failures >= 1
                                     && error.as_database_error().is_some() =>
                             {
-                                return Err(sentence(&error));
+                                return Err(Unwritten::Refused(sentence(&error)));
                             }
                             Recovery::Reconnect => sentence(&error),
                         },

@@ -137,7 +137,7 @@ impl Ledger {
             address.options(&format!("{} handlers", holder.name)),
             handler_connections as usize,
         );
-        let desk = address.pool(&format!("{} desk", holder.name), DESK);
+        let desk = address.desk_pool(&format!("{} desk", holder.name), DESK);
         let (lanes, _running) = lane::Lanes::start(address, &holder, lanes, &tally);
         Self {
             lanes,
@@ -155,6 +155,11 @@ impl Ledger {
     /// A transaction for one attempt, opened when its handler asks for it.
     pub(crate) fn transaction(&self) -> HandlerTransaction {
         HandlerTransaction::new(self.sessions.clone())
+    }
+
+    /// Looks after the sessions of handlers; to be asked now and then.
+    pub(crate) async fn tidy(&self) {
+        self.sessions.tidy().await;
     }
 
     /// How many sessions of handlers wait to be used again.

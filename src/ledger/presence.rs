@@ -15,7 +15,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Holder, LedgerError,
+    Duty, Health, Holder, LedgerError,
     connect::{LedgerAddress, sentence},
 };
 use crate::{
@@ -77,8 +77,8 @@ impl Presence {
     /// Registers this process and takes its lock, waiting for a database that is not there yet.
     ///
     /// # Errors
-    /// [`LedgerError::Schema`] when the database is not migrated, [`LedgerError::Denied`] when it does not let us in; nothing
-    /// else ends the wait.
+    /// [`LedgerError::Schema`] when the database is not migrated, [`LedgerError::Denied`] when it does not let us in or gives us
+    /// fewer rights than a worker needs; nothing else ends the wait.
     pub(crate) async fn begin(address: &LedgerAddress, about: &About) -> Result<Self, LedgerError> {
         let pauses = RetryPolicy::reconnecting(Duration::from_secs(1));
         let mut failures = 0;
@@ -86,6 +86,7 @@ impl Presence {
             // Neither owns a transaction, and a connection that does not answer is dropped.
             let begun = async {
                 super::check(address).await?;
+                may_work(address).await?;
                 Ok(Self::register(address, about).await)
             };
             let begun = timeout(NO_ANSWER * 3, begun).await.unwrap_or_else(|_| {
@@ -234,13 +235,14 @@ impl Presence {
             .collect()
     }
 
-    /// Takes the lock on this session. It can only wait for a claimer that is just trying it, which is an instant.
+    /// Takes the lock on this session. That is no heartbeat yet: a worker that could lock and not beat would look alive, and do
+    /// nothing. It can only wait for a claimer that is just trying it, which is an instant.
     async fn lock(&mut self, mut session: PgConnection) -> Result<(), sqlx::Error> {
         sqlx::query("SELECT pg_advisory_lock(lock_key) FROM cliquet.workers WHERE id = $1")
             .bind(self.holder.id)
             .fetch_optional(&mut session)
             .await?;
-        sqlx::query("UPDATE cliquet.workers SET locked_at = clock_timestamp(), seen_at = clock_timestamp(), stopped_at = NULL WHERE id = $1")
+        sqlx::query("UPDATE cliquet.workers SET locked_at = clock_timestamp(), stopped_at = NULL WHERE id = $1")
             .bind(self.holder.id)
             .execute(&mut session)
             .await?;
@@ -264,6 +266,25 @@ impl Presence {
             }
         }
     }
+}
+
+/// Whether our role has a worker's rights. A worker that lacks one would take jobs, and repeat for ever what it may not do.
+async fn may_work(address: &LedgerAddress) -> Result<(), LedgerError> {
+    let role = address.user();
+    let lacking = Health::open(address)
+        .await?
+        .lacking(Duty::Worker, role)
+        .await?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let rights: Vec<_> = lacking.iter().map(|lacking| &*lacking.right).collect();
+    let grants: Vec<_> = lacking.iter().map(|lacking| &*lacking.grant).collect();
+    Err(LedgerError::Denied(format!(
+        "the role `{role}` may not do a worker's work in {address}: it lacks {}. Run deploy/postgres-roles.sql again after `cliquet migrate`, or: {}",
+        rights.join("; "),
+        grants.join("; ")
+    )))
 }
 
 async fn open(address: &LedgerAddress, name: &str) -> Result<PgConnection, sqlx::Error> {

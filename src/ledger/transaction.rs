@@ -4,10 +4,11 @@
 //! closed and never used again; so is one whose server does not answer.
 
 use std::{
+    fmt,
     ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -31,8 +32,9 @@ type Slot = Arc<Mutex<Option<Session>>>;
 
 /// What sqlx counts in a session between the handler's own transactions. Not 1: a BEGIN inside of it that fails, or is cut
 /// short, makes sqlx roll back one level too many, and at 1 that would be a real ROLLBACK, after which the handler would
-/// write without a transaction. At 2 it names a savepoint that is not there, and nothing of the transaction can be kept.
-const DEPTH: usize = 2;
+/// write without a transaction, or commit by itself. At 2 and more it names a savepoint that is not there, and nothing of the
+/// transaction can be kept. A handler may try again and again after an error that it ignores, so there are some to spare.
+const DEPTH: usize = 32;
 /// A transaction that was begun in advance is taken as it is for so long: its `now()` is when it was begun.
 const JUST_BEGUN: Duration = Duration::from_millis(5);
 /// A session that nobody used for so long is not used again.
@@ -44,7 +46,6 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 ///
 /// sqlx's pool would ask each connection once more after its use, a round trip for every task. Here the next BEGIN finds
 /// out whether a session is alive; and while handlers wait for a session, the COMMIT of one brings the BEGIN of the next.
-#[derive(Debug)]
 pub(super) struct Sessions {
     options: PgConnectOptions,
     places: Arc<Semaphore>,
@@ -67,6 +68,13 @@ pub(crate) struct Session {
     begun: bool,
     /// Given up with the session.
     place: Option<OwnedSemaphorePermit>,
+}
+
+/// Without the options, which show the password.
+impl fmt::Debug for Sessions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sessions").finish_non_exhaustive()
+    }
 }
 
 impl Sessions {
@@ -182,14 +190,39 @@ impl Sessions {
         Ok(connection)
     }
 
-    /// Takes a session back whose transaction has ended in order.
-    fn keep(&self, mut session: Session) {
+    /// Takes a session back whose transaction has ended in order; or answers with it, if its next transaction is open and
+    /// nobody is there to have it.
+    fn keep(&self, mut session: Session) -> Option<Session> {
         session.used = Instant::now();
-        let place = session.place.take();
         let mut idle = self.idle();
         idle.retain(Session::is_fresh);
+        let begun = idle.iter().filter(|session| session.begun).count();
+        if session.begun && begun >= self.waiting.load(Relaxed) {
+            return Some(session);
+        }
+        let place = session.place.take();
         idle.push(session);
         drop((idle, place));
+        None
+    }
+
+    /// Ends what was begun for handlers who were cut short while they waited: no session rests with a transaction open.
+    pub(super) async fn tidy(&self) {
+        // While all are in use the next handler finds them.
+        while let Ok(place) = self.places.clone().try_acquire_owned() {
+            let found = {
+                let mut idle = self.idle();
+                let rests =
+                    |session: &Session| session.begun && session.used.elapsed() > JUST_BEGUN;
+                idle.iter().position(rests).map(|index| idle.remove(index))
+            };
+            let Some(mut session) = found else { return };
+            session.place = Some(place);
+            if session.run("ROLLBACK").await.is_ok() {
+                session.begun = false;
+                self.keep(session);
+            }
+        }
     }
 }
 
@@ -247,6 +280,8 @@ fn passes(error: &sqlx::Error) -> bool {
 pub struct HandlerTransaction {
     sessions: Arc<Sessions>,
     slot: Slot,
+    /// The attempt has ended: what a part of the handler that lives on would write now, nobody would commit.
+    over: Arc<AtomicBool>,
 }
 
 /// The open transaction, lent to the handler; a `&mut PgConnection` for `sqlx` (`.execute(&mut *tx)`).
@@ -273,6 +308,7 @@ impl HandlerTransaction {
         Self {
             sessions,
             slot: Slot::default(),
+            over: Arc::default(),
         }
     }
 
@@ -288,7 +324,8 @@ impl HandlerTransaction {
     /// Opens the transaction, or lends the open one again.
     ///
     /// # Errors
-    /// A connection error when Postgres is away; `InvalidArgument` while an earlier loan is still held.
+    /// A connection error when Postgres is away; `InvalidArgument` while an earlier loan is still held, or when the handler
+    /// has returned.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         let mut open = self.slot.clone().try_lock_owned().map_err(|_| {
             sqlx::Error::InvalidArgument(
@@ -296,6 +333,11 @@ impl HandlerTransaction {
                     .into(),
             )
         })?;
+        if self.over.load(Relaxed) {
+            return Err(sqlx::Error::InvalidArgument(
+                "this task has ended: what is written now would never be committed".into(),
+            ));
+        }
         if open.is_none() {
             *open = Some(self.sessions.begin().await?);
         }
@@ -314,6 +356,8 @@ impl HandlerTransaction {
     /// [`StillLent`] when something of the handler's lives on and holds it.
     pub(crate) fn take(&self) -> Result<Option<Open>, StillLent> {
         let mut slot = self.slot.try_lock().map_err(|_| StillLent)?;
+        // Under the lock, as it is read: nobody opens one in between.
+        self.over.store(true, Relaxed);
         Ok(slot.take().map(|session| Open {
             session,
             sessions: self.sessions.clone(),
@@ -338,7 +382,7 @@ impl Open {
     pub(crate) async fn roll_back(mut self) {
         if self.session.is_whole() && self.session.run("ROLLBACK").await.is_ok() {
             self.session.begun = false;
-            self.keep();
+            self.keep().await;
         }
     }
 
@@ -357,18 +401,20 @@ impl Open {
             return Err((error, self));
         }
         self.session.begun = chained;
-        // Those who waited were served by others: no session is to rest with a transaction open.
-        if chained && !self.sessions.is_wanted() {
-            self.roll_back().await;
-        } else {
-            self.keep();
-        }
+        self.keep().await;
         Ok(())
     }
 
     /// Gives the session back, to be used again.
-    fn keep(self) {
-        self.sessions.keep(self.session);
+    async fn keep(self) {
+        let Some(mut unwanted) = self.sessions.keep(self.session) else {
+            return;
+        };
+        // Those who waited were served by others.
+        if unwanted.run("ROLLBACK").await.is_ok() {
+            unwanted.begun = false;
+            self.sessions.keep(unwanted);
+        }
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) async fn beat(
                 }
             });
         }
+        let tidied = ledger.clone();
+        tokio::spawn(async move { tidied.tidy().await });
         tokio::select! {
             () = sleep(every) => {}
             () = stop.cancelled() => break,

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::{Crew, about};
 use crate::{
-    broker::{Letter, Place},
+    broker::{Letter, Place, SendError},
     fail_point::cut,
     job::{JobId, JobMessage},
     ledger::{LedgerError, Owed, Reconciling, What},
@@ -29,19 +29,20 @@ const FIRST_AGAIN: Duration = Duration::from_millis(500);
 /// Looks again and again until `stop`.
 pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
     let mut memory = Memory::default();
-    let mut failing = false;
+    let mut failures = 0u32;
     while stop
         .run_until_cancelled(about(crew.config.reconcile_every))
         .await
         .is_some()
     {
         match look(&crew, &mut memory, &stop).await {
-            Ok(()) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                warn!(%error, "the reconciler cannot look; it goes on trying");
+            Ok(()) => failures = 0,
+            Err(error) => {
+                if failures.is_multiple_of(20) {
+                    warn!(%error, failures, "the reconciler cannot look; it goes on trying");
+                }
+                failures += 1;
             }
-            Err(_) => {}
         }
     }
 }
@@ -91,11 +92,18 @@ async fn look_alone(
         }
     }
     owed.extend(abandoned(crew, reconciling, memory).await?);
+    // What is parked waits for people; jobs that can go on come first.
+    owed.sort_by_key(|owed| owed.what == What::Unparked);
     cut!(Reconciling if !owed.is_empty());
-    let mut looked_after = Vec::new();
+    let (mut looked_after, mut refused) = (Vec::new(), [false; 2]);
     for owed in owed {
         if stop.is_cancelled() {
             break;
+        }
+        // A queue that takes nothing must not keep what belongs into the other.
+        let refused = &mut refused[usize::from(owed.what == What::Unparked)];
+        if *refused {
+            continue;
         }
         // What was sent before a fault is put off all the same, or the next look would send it again.
         let looked = match send(crew, reconciling, owed).await {
@@ -115,8 +123,7 @@ async fn look_alone(
             }
             (Looked::Sent, _) => looked_after.push(owed.job),
             (Looked::Over, _) => {}
-            // Another worker may reach the broker: the right to look is not kept for waiting.
-            (Looked::Later, _) => break,
+            (Looked::Later, _) => *refused = true,
         }
     }
     if !looked_after.is_empty() {
@@ -194,7 +201,7 @@ enum Looked {
     Sent,
     /// There is nothing to send: the job is gone, or it can never be sent and is given up.
     Over,
-    /// The broker does not take it now.
+    /// The broker does not take it now. Another worker may reach it: the right to look is not kept for waiting.
     Later,
 }
 
@@ -234,6 +241,9 @@ async fn send(
                 what => info!(job.id = %owed.job, ?what, "the job's message is sent again"),
             }
             Ok(Looked::Sent)
+        }
+        Err(error @ SendError::TooLarge { .. }) => {
+            condemn(reconciling, owed, &error.to_string()).await
         }
         Err(error) => {
             debug!(job.id = %owed.job, %error, "the job's message is not sent; the next look tries again");

@@ -334,3 +334,32 @@ async fn a_publisher_of_messages_publishes_and_takes_nothing() {
     stage.reaches(id, "SUCCESS").await;
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lacks_a_right_says_so_at_once_and_takes_no_job() {
+    let stage = Stage::new().await;
+    sqlx::raw_sql("REVOKE UPDATE (brakes) ON cliquet.workers FROM cliquet_worker; REVOKE INSERT ON cliquet.failures FROM cliquet_worker")
+        .execute(&stage.pool)
+        .await
+        .unwrap();
+    stage.publish("a:ok").await;
+    let refused = stage
+        .builder(stage.config())
+        .run_until(std::future::pending())
+        .await
+        .unwrap_err()
+        .to_string();
+    for part in [
+        "UPDATE (brakes) on workers",
+        "INSERT on failures",
+        "deploy/postgres-roles.sql",
+        "GRANT INSERT ON cliquet.failures TO",
+    ] {
+        assert!(refused.contains(part), "{part} is not in: {refused}");
+    }
+    assert_eq!(
+        stage.queues.depth(cliquet::broker::Place::Work).await,
+        1,
+        "nobody took it"
+    );
+}

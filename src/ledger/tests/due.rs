@@ -175,6 +175,31 @@ async fn what_a_broker_has_forgotten_is_owed_again_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_row_that_somebody_keeps_locked_does_not_keep_all_from_reconciling() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let (locked, other) = (
+        due_for(&database, &ada, 90).await,
+        due_for(&database, &ada, 90).await,
+    );
+    let mut keeper = database.connect().await;
+    let lock = format!(
+        "BEGIN; SELECT FROM cliquet.jobs WHERE id = '{}' FOR UPDATE",
+        locked.id
+    );
+    on(&mut keeper, &lock).await;
+    let mut reconciling = alone(&ada).await;
+    reconciling
+        .put_off(&[locked.id, other.id], MINUTE)
+        .await
+        .unwrap();
+    let owed = reconciling.owed(MINUTE).await.unwrap();
+    reconciling.end().await;
+    assert_eq!(owed.len(), 1);
+    assert_eq!(owed[0].job, locked.id);
+}
+
+#[tokio::test]
 async fn what_is_sent_is_never_unsent() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;

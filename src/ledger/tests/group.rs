@@ -386,6 +386,42 @@ async fn a_lane_that_postgres_keeps_waiting_for_a_row_repeats_the_write() {
 }
 
 #[tokio::test]
+async fn a_row_that_somebody_keeps_locked_holds_up_neither_its_group_nor_the_lane() {
+    let database = Database::new().await;
+    let (ada, mut barrier, first) = held_up(&database).await;
+    // These wait for the lane, which waits for the row: one group, of which one row is locked for good.
+    let locked = job_of(2);
+    let other = database.worker("other").await;
+    let mut asked_for = Vec::new();
+    for message in [&locked, &job_of(2), &job_of(2)] {
+        let stand = stand(message, &other.claimed(message).await);
+        asked_for.push(stand);
+    }
+    let mut keeper = database.connect().await;
+    let lock = format!(
+        "BEGIN; SELECT FROM cliquet.tasks WHERE job_id = '{}' FOR UPDATE",
+        locked.id
+    );
+    on(&mut keeper, &lock).await;
+    let mut waiting: Vec<_> = asked_for
+        .into_iter()
+        .map(|stand| asked(&ada, advance(stand, json!(1), Next::Task)))
+        .collect();
+    settled().await;
+    on(&mut barrier, "COMMIT").await;
+    assert_eq!(first.await.unwrap(), Written::Committed);
+    let stuck = waiting.remove(0);
+    for neighbour in waiting {
+        assert_eq!(neighbour.await.unwrap(), Written::Committed);
+    }
+    // Nor what comes later.
+    ada.finish(&job_of(2)).await;
+    assert!(!stuck.is_finished());
+    on(&mut keeper, "COMMIT").await;
+    assert_eq!(stuck.await.unwrap(), Written::Committed);
+}
+
+#[tokio::test]
 async fn what_is_asked_of_closed_lanes_says_so() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;

@@ -231,10 +231,11 @@ async fn a_handler_cut_short_in_the_middle_of_a_query_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_transaction_whose_opening_was_cut_short_is_opened_anew() {
     let database = Database::new().await;
-    let (_ada, _, _, transaction) = running(&database).await;
+    let (ada, _, _, transaction) = running(&database).await;
     order(&transaction, 1).await;
     transaction.take().unwrap().unwrap().roll_back().await;
     for polls in 1..12 {
+        let transaction = ada.ledger.transaction();
         // Polled so often and then dropped, as a handler's own time limit does it.
         let mut beginning = Box::pin(transaction.begin());
         for _ in 0..polls {
@@ -359,6 +360,59 @@ async fn a_transaction_that_was_begun_in_advance_and_lay_is_begun_anew() {
     drop(tx);
     order(&late, 200).await;
     assert_eq!(orders(&database).await, 1);
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_begun_for_a_handler_who_is_gone_is_ended_by_the_next_heartbeat() {
+    let database = Database::new().await;
+    let (ada, stand, taken, waiting) = all_taken(&database).await;
+    assert!(matches!(commit(&taken[0], stand).await, Committed::Yes));
+    waiting.abort();
+    let _ = waiting.await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(ada.ledger.begun_sessions(), 1);
+    ada.ledger.tidy().await;
+    assert_eq!(
+        (ada.ledger.begun_sessions(), ada.ledger.idle_sessions()),
+        (0, 1)
+    );
+    assert_eq!(database.value::<i64>(OPEN_AND_IDLE).await, 3, "the others");
+}
+
+#[tokio::test]
+async fn a_handler_that_ignores_errors_and_begins_again_and_again_commits_nothing_by_itself() {
+    let database = Database::new().await;
+    let (_ada, _message, stand, transaction) = running(&database).await;
+    let mut tx = transaction.begin().await.unwrap();
+    sqlx::query("INSERT INTO orders VALUES (1)")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    sqlx::query("SELECT 1 / 0")
+        .execute(&mut *tx)
+        .await
+        .unwrap_err();
+    for _ in 0..10 {
+        if let Ok(mut inner) = tx.begin().await {
+            let insert = sqlx::query("INSERT INTO orders VALUES (2)");
+            let _ = insert.execute(&mut *inner).await;
+            let _ = inner.commit().await;
+        }
+    }
+    drop(tx);
+    let committed = commit(&transaction, stand).await;
+    assert!(matches!(committed, Committed::No(_)), "{committed:?}");
+    assert_eq!(orders(&database).await, 0);
+}
+
+#[tokio::test]
+async fn a_part_of_a_handler_that_lives_on_cannot_open_a_transaction_that_nobody_commits() {
+    let database = Database::new().await;
+    let (_ada, _message, _stand, transaction) = running(&database).await;
+    let lives_on = transaction.clone();
+    assert!(transaction.take().unwrap().is_none());
+    let refused = lives_on.begin().await.unwrap_err().to_string();
+    assert!(refused.contains("this task has ended"), "{refused}");
 }
 
 #[tokio::test]
