@@ -2,9 +2,11 @@
 --
 --   psql "$ADMIN_URL" -v ON_ERROR_STOP=1 -f deploy/postgres-roles.sql
 --
--- As a superuser (or as one who may create roles and owns the database), in the database that holds the ledger: once
--- before the first `cliquet migrate`, and again after each. It may be run at any time: it makes what is missing, takes
--- away what is too much, and leaves everything outside the schema `cliquet` alone.
+-- As a superuser, or as one who may create roles and owns the database (and becomes a member of cliquet_owner by this), in
+-- the database that holds the ledger: once before the first `cliquet migrate`, and again after each. It may be run at any
+-- time, while workers work: it makes what is missing, takes away what is too much, all of it or nothing, and leaves everything
+-- outside the schema `cliquet` alone. Only where a table changes its owner it waits for those who use the table, and gives up
+-- after five seconds: then run it again.
 --
 -- The four roles are for membership and cannot log in. Programs log in as users of their own, which are members:
 --
@@ -17,6 +19,9 @@
 --
 -- What handlers write through their transactions is yours: grant the worker's user what your own tables need.
 
+BEGIN;
+SET LOCAL lock_timeout = '5s';
+
 -- 1. The roles. They belong to the whole server, so somebody may be making them for another database at this moment.
 
 DO $$
@@ -25,12 +30,18 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY['cliquet_owner', 'cliquet_worker', 'cliquet_publisher', 'cliquet_reader'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
-            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+            EXCEPTION
+                WHEN duplicate_object OR unique_violation THEN
+                    RAISE NOTICE 'the role % has just been made by somebody else', name;
+            END;
         END IF;
     END LOOP;
-EXCEPTION
-    WHEN duplicate_object OR unique_violation THEN
-        RAISE NOTICE 'the roles are being made by somebody else';
+    -- Only who is a member of the owner may give it things. (A superuser is of every role.)
+    IF NOT pg_has_role(current_user, 'cliquet_owner', 'USAGE') THEN
+        GRANT cliquet_owner TO CURRENT_USER;
+    END IF;
 END
 $$;
 
@@ -43,16 +54,21 @@ DECLARE
 BEGIN
     EXECUTE format('GRANT CREATE ON DATABASE %I TO cliquet_owner', current_database());
     CREATE SCHEMA IF NOT EXISTS cliquet;
-    ALTER SCHEMA cliquet OWNER TO cliquet_owner;
+    IF (SELECT nspowner FROM pg_namespace WHERE nspname = 'cliquet') <> 'cliquet_owner'::regrole THEN
+        ALTER SCHEMA cliquet OWNER TO cliquet_owner;
+    END IF;
+    -- ALTER … OWNER locks the table against everybody, so it is said only where it changes something.
     FOR object IN
         SELECT 'TABLE' AS kind, class.oid::regclass::text AS name
           FROM pg_class class WHERE class.relnamespace = 'cliquet'::regnamespace AND class.relkind IN ('r', 'p')
+           AND class.relowner <> 'cliquet_owner'::regrole
         UNION ALL
         SELECT 'TYPE', type.oid::regtype::text
           FROM pg_type type WHERE type.typnamespace = 'cliquet'::regnamespace AND type.typtype IN ('e', 'd')
+           AND type.typowner <> 'cliquet_owner'::regrole
         UNION ALL
         SELECT 'FUNCTION', proc.oid::regprocedure::text
-          FROM pg_proc proc WHERE proc.pronamespace = 'cliquet'::regnamespace
+          FROM pg_proc proc WHERE proc.pronamespace = 'cliquet'::regnamespace AND proc.proowner <> 'cliquet_owner'::regrole
     LOOP
         EXECUTE format('ALTER %s %s OWNER TO cliquet_owner', object.kind, object.name);
     END LOOP;
@@ -61,15 +77,16 @@ $$;
 
 -- 3. The schema. Without it none of the other rights is of any use.
 
-REVOKE ALL ON SCHEMA cliquet FROM PUBLIC;
+REVOKE ALL ON SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
 GRANT USAGE ON SCHEMA cliquet TO cliquet_worker, cliquet_publisher, cliquet_reader;
 
 -- 4. Migrations to come: between `cliquet migrate` and this file's next run a new table can be read by readers, and be
---    read, added to and changed by workers. Then it is given exactly what it needs.
+--    read, added to and changed by workers, and a new function can be executed by workers and publishers: it may be one that
+--    checks each row that they write. (It runs with its caller's rights.) Then each is given exactly what it needs.
 
 ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT SELECT ON TABLES TO cliquet_reader;
 ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT SELECT, INSERT, UPDATE ON TABLES TO cliquet_worker;
-ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT EXECUTE ON FUNCTIONS TO cliquet_worker;
+ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT EXECUTE ON FUNCTIONS TO cliquet_worker, cliquet_publisher;
 -- Everybody may execute a new function unless this is said for the owner as a whole.
 ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
@@ -110,3 +127,5 @@ BEGIN
         ON cliquet.tasks TO cliquet_publisher;
 END
 $$;
+
+COMMIT;

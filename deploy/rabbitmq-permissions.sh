@@ -28,7 +28,8 @@ usage: deploy/rabbitmq-permissions.sh [OPTIONS] ROLE USER
   --apply       run the commands instead of printing them (RABBITMQCTL names another program than rabbitmqctl)
   --json        print the permissions as the management API takes them (PUT /api/permissions/VHOST/USER)
 
-The user is made before: rabbitmqctl add_user USER PASSWORD
+The user is made before: rabbitmqctl add_user USER (which asks for the password: as an argument, everybody would see it)
+A reader is given the tag `monitoring`, in place of whatever tags it has.
 EOF2
 }
 
@@ -70,7 +71,7 @@ main() {
     json) printf '{"configure": "%s", "write": "%s", "read": "%s"}\n' "${configure//\\/\\\\}" "${write//\\/\\\\}" "${read//\\/\\\\}" ;;
     print)
       echo "rabbitmqctl set_permissions -p ${vhost@Q} ${user@Q} ${configure@Q} ${write@Q} ${read@Q}"
-      [[ -z $tags ]] || echo "rabbitmqctl set_user_tags ${user@Q} $tags"
+      [[ -z $tags ]] || echo "rabbitmqctl set_user_tags ${user@Q} $tags # in place of the tags that the user has"
       ;;
     apply)
       "${RABBITMQCTL:-rabbitmqctl}" set_permissions -p "$vhost" "$user" "$configure" "$write" "$read"

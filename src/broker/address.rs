@@ -15,6 +15,8 @@ use lapin::uri::{
 };
 use url::{Host, Url};
 
+use super::words::encode;
+
 /// Seconds between heartbeats unless the address says otherwise: a dead peer is noticed after twice as long.
 const HEARTBEAT_SECONDS: u16 = 15;
 /// How long connecting may take unless the address says otherwise.
@@ -334,17 +336,6 @@ fn decode(part: &str, text: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| {
         format!("the {part} in the AMQP address is not UTF-8 once its %-codes are read")
     })
-}
-
-fn encode(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            byte => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -121,6 +121,7 @@ pub(super) struct Link {
     pub connection: Connection,
     pub since: Instant,
     address: String,
+    vhost: String,
 }
 
 impl Link {
@@ -161,6 +162,7 @@ impl Link {
                 connection,
                 since: Instant::now(),
                 address: address.to_string(),
+                vhost: address.vhost().to_owned(),
             }),
             Ok(Err(error)) if let Some(sentence) = distrust(&error) => Err(untrusted(sentence)),
             Ok(Err(error)) => Err(match Trouble::from(error) {
@@ -179,6 +181,11 @@ impl Link {
                 humantime::format_duration(address.timeout())
             ))),
         }
+    }
+
+    /// The virtual host.
+    pub fn vhost(&self) -> &str {
+        &self.vhost
     }
 
     /// Opens a channel.

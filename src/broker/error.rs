@@ -49,7 +49,7 @@ pub enum BrokerError {
     },
     /// The user may not do this with the queue.
     #[error(
-        "RabbitMQ does not permit it on the queue `{queue}`: {sentence}. Grant the user configure, write and read on the work queue, its `.delay.` and `.dead` queues and `amq.default` (`rabbitmqctl set_permissions`)"
+        "RabbitMQ does not permit it on the queue `{queue}`: {sentence}. `deploy/rabbitmq-permissions.sh` prints the `rabbitmqctl set_permissions` that a worker, a publisher or a reader needs"
     )]
     Denied {
         /// The queue.

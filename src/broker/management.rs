@@ -15,6 +15,8 @@ use tokio::{
 };
 use url::Url;
 
+use super::words::encode;
+
 /// How long the API has for one answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
@@ -111,6 +113,13 @@ impl Management {
                 url.scheme()
             ));
         }
+        // A password with a bare `/`, `?` or `#` ends the host part early, and what is left of it is read as the host.
+        let after_host = &url[url::Position::BeforePath..];
+        if after_host.contains('@') || url.query().is_some() || url.fragment().is_some() {
+            return Err(format!(
+                "it has a `/`, `?`, `#` or `@` where its password may be cut in two: write these characters percent-encoded there (/ %2F, ? %3F, # %23, @ %40, : %3A, % %25); {expected}"
+            ));
+        }
         let Some(host) = url.host_str() else {
             return Err(format!("it names no host; {expected}"));
         };
@@ -147,13 +156,13 @@ impl Management {
     }
 
     pub(crate) async fn queue(&self, vhost: &str, queue: &str) -> Result<ManagedQueue, String> {
-        let (vhost, queue) = (encoded(vhost), encoded(queue));
+        let (vhost, queue) = (encode(vhost), encode(queue));
         self.get(&format!("/api/queues/{vhost}/{queue}")).await
     }
 
     /// What a user may do; only administrators are told.
     pub(crate) async fn permissions(&self, user: &str) -> Result<Vec<Permission>, String> {
-        self.get(&format!("/api/users/{}/permissions", encoded(user)))
+        self.get(&format!("/api/users/{}/permissions", encode(user)))
             .await
     }
 
@@ -198,16 +207,6 @@ fn parts(answer: &[u8]) -> Option<(u16, &[u8])> {
     Some((status, &answer[end + 4..]))
 }
 
-fn encoded(text: &str) -> String {
-    let letters = text.bytes().map(|byte| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-            char::from(byte).to_string()
-        }
-        byte => format!("%{byte:02X}"),
-    });
-    letters.collect()
-}
-
 fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
@@ -240,6 +239,11 @@ mod tests {
             ("rabbit", "no URL"),
             ("https://ada:s3cret@rabbit", "tunnel"),
             ("amqp://ada:s3cret@rabbit", "`amqp://`"),
+            ("http://ada:12/s3cret@rabbit", "percent-encoded"),
+            ("http://ada:12?s3cret@rabbit", "percent-encoded"),
+            ("http://ada:12#s3cret@rabbit", "percent-encoded"),
+            ("http://ada:12?s3cret", "percent-encoded"),
+            ("http://ada:s3cret@", "no URL"),
         ] {
             let sentence = Management::parse(text).unwrap_err();
             assert!(sentence.contains(words), "{sentence}");

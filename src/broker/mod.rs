@@ -10,6 +10,7 @@
 //! - `consume` — deliveries from the work queue, across reconnects, on a connection that never publishes.
 //! - `letter` — one message to be sent: fresh, or the copy of a delivery.
 //! - `health`, `management` — facts for whoever checks the broker, over AMQP and over its management API.
+//! - `words` — names as others read them: in a URL, in a shell.
 //! - `publish` — confirmed sends, on a connection of their own: a broker that blocks publishers still takes acknowledgements.
 //!
 //! What is absent on purpose: no type of the AMQP client leaves this folder; the client's own recovery is off, since
@@ -27,6 +28,7 @@ mod management;
 mod publish;
 mod settling;
 mod topology;
+mod words;
 
 pub use address::Address;
 pub use connect::Identity;
@@ -38,3 +40,4 @@ pub use letter::Letter;
 pub(crate) use management::{ManagedQueue, Management, Node, Permission};
 pub use publish::Publisher;
 pub use topology::{Place, QueueSpec, QueueState, Topology};
+pub(crate) use words::shell_word;

@@ -31,6 +31,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Address, BrokerError, Identity,
     connect::{Link, Trouble, answer},
+    words::shell_word,
 };
 use crate::retry::{Ladder, Rung};
 
@@ -360,7 +361,9 @@ impl Topology {
         let name = self.name(Place::Dead);
         let remedy = || {
             format!(
-                "It is the exchange of that name: delete it, if it is nobody's (`rabbitmqadmin delete exchange name={name}`)"
+                "It is the exchange of that name: delete it, if it is nobody's (`rabbitmqadmin --vhost={} delete exchange name={}`)",
+                shell_word(link.vhost()),
+                shell_word(&name)
             )
         };
         link.queue_trouble(&name, remedy, trouble)
@@ -388,7 +391,8 @@ async fn declare_one(
     queue: &QueueSpec,
     how: Declare,
 ) -> Result<(u32, u32), BrokerError> {
-    let trouble = |trouble| link.queue_trouble(&queue.name, || remedy(queue), trouble);
+    let trouble =
+        |trouble| link.queue_trouble(&queue.name, || remedy(queue, link.vhost()), trouble);
     let name =
         ShortString::try_new(queue.name.as_str()).map_err(|error| BrokerError::Mismatch {
             queue: queue.name.clone(),
@@ -407,7 +411,8 @@ async fn declare_one(
 }
 
 async fn delete_one(link: &Link, queue: QueueSpec) -> Result<(), BrokerError> {
-    let trouble = |trouble| link.queue_trouble(&queue.name, || remedy(&queue), trouble);
+    let trouble =
+        |trouble| link.queue_trouble(&queue.name, || remedy(&queue, link.vhost()), trouble);
     let channel = link.channel().await?;
     // A name that does not fit was refused when the topology was made.
     let name = ShortString::try_new(queue.name.as_str()).unwrap_or_default();
@@ -437,10 +442,11 @@ async fn inspect_one(
     }
 }
 
-fn remedy(queue: &QueueSpec) -> String {
-    let name = &queue.name;
+fn remedy(queue: &QueueSpec, vhost: &str) -> String {
+    // Not with --if-empty, which RabbitMQ does not know of quorum queues (and ends with the status 0 all the same).
+    let (name, vhost) = (shell_word(&queue.name), shell_word(vhost));
     let delete = format!(
-        "Once it is empty, delete it (`rabbitmqctl delete_queue {name} --if-empty`) and start again, or give the work queue another name"
+        "Once it is empty (`rabbitmqctl list_queues -p {vhost} name messages` tells), delete it (`rabbitmqctl delete_queue -p {vhost} {name}`) and start again, or give the work queue another name"
     );
     match queue.place {
         Place::Work | Place::Dead => {

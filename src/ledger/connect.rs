@@ -180,6 +180,26 @@ impl Recovery {
     }
 }
 
+/// Whether the connection is of no more use, or the server takes none: what Postgres says of one statement is neither.
+pub(crate) fn is_gone(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            // 08 the connection, 53 no room for it, 57P the server shuts down or starts, or somebody ended the session.
+            ["08", "53", "57P"]
+                .iter()
+                .any(|class| code.starts_with(class))
+        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
 /// The error as people read it, without the noise of the layers between.
 pub(crate) fn sentence(error: &sqlx::Error) -> String {
     match error {

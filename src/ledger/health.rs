@@ -5,19 +5,22 @@
 
 use std::{future::Future, time::Duration};
 
-use sqlx::{Connection, PgConnection, Row, postgres::PgRow};
+use sqlx::{Connection, PgConnection, Row, postgres::PgRow, types::Json};
 use tokio::time::timeout;
 
 use super::{
     LedgerError,
-    connect::{LedgerAddress, sentence},
+    connect::{LedgerAddress, is_gone, sentence},
     plans::{Plan, plans},
-    schema::newest,
+    schema::{Standing, newest, standing},
 };
 use crate::{job::JobId, retry::BrakeState};
 
 /// How long Postgres has for one answer. A table too large for it is a finding of its own.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// So much longer Postgres has to say itself that it takes too long.
+const MERCY: Duration = Duration::from_secs(2);
 
 /// An open look at a ledger.
 pub(crate) struct Health {
@@ -31,18 +34,41 @@ pub(crate) struct Server {
     pub(crate) version: String,
     /// 150018 for 15.18.
     pub(crate) version_number: i32,
+    /// The role whose rights count.
     pub(crate) role: String,
+    /// The role that logged in: settings and limits are its.
+    pub(crate) login: String,
+    pub(crate) database: String,
     pub(crate) standby: bool,
     pub(crate) read_only: bool,
-    pub(crate) fsync: bool,
-    pub(crate) full_page_writes: bool,
-    pub(crate) synchronous_commit: String,
-    pub(crate) autovacuum: bool,
-    /// Sessions that ordinary roles may have, the database's and the role's own limits included.
-    pub(crate) sessions_allowed: i64,
-    pub(crate) sessions: i64,
+    pub(crate) settings: Json<Vec<Setting>>,
+    pub(crate) limits: Json<Vec<Limit>>,
     /// The age of the oldest transaction that this role can see, in seconds.
     pub(crate) oldest_transaction: f64,
+}
+
+/// One setting, and where it was set.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub(crate) struct Setting {
+    pub(crate) name: String,
+    pub(crate) value: String,
+    /// In the words of `pg_settings`: `configuration file`, `database`, `user` …
+    pub(crate) source: String,
+}
+
+/// How many sessions somebody may have, and how many there are.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub(crate) struct Limit {
+    /// `the server`, `the database` or `the role`.
+    pub(crate) whose: String,
+    pub(crate) allowed: i64,
+    pub(crate) used: i64,
+}
+
+impl Server {
+    pub(crate) fn setting(&self, name: &str) -> Option<&Setting> {
+        self.settings.iter().find(|setting| setting.name == name)
+    }
 }
 
 /// One of cliquet's tables.
@@ -119,7 +145,7 @@ pub(crate) struct Backlog {
     pub(crate) later: i64,
     /// For how long the oldest has been due, in seconds; 0 when none is.
     pub(crate) oldest: f64,
-    /// The oldest.
+    /// That one.
     pub(crate) example: Option<uuid::Uuid>,
     /// Enqueued in SQL and never sent.
     pub(crate) unsent: i64,
@@ -146,8 +172,7 @@ macro_rules! read_by_name {
 }
 read_by_name! {
     Server {
-        version, version_number, role, standby, read_only, fsync, full_page_writes, synchronous_commit, autovacuum,
-        sessions_allowed, sessions, oldest_transaction
+        version, version_number, role, login, database, standby, read_only, settings, limits, oldest_transaction
     }
     Table { name, live, dead, vacuum_off }
     ParkedGroup { handler, error, jobs, example }
@@ -156,15 +181,24 @@ read_by_name! {
 }
 
 const SERVER: &str = r"
+WITH sessions AS (
+    SELECT datname, usename FROM pg_stat_activity WHERE coalesce(backend_type, 'client backend') = 'client backend'
+), limits (whose, allowed, used) AS (
+    SELECT 'the server', current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8
+               - coalesce(current_setting('reserved_connections', true)::int8, 0), (SELECT count(*) FROM sessions)
+    UNION ALL
+    SELECT 'the database', datconnlimit, (SELECT count(*) FROM sessions WHERE sessions.datname = pg_database.datname)
+      FROM pg_database WHERE datname = current_database() AND datconnlimit >= 0
+    UNION ALL
+    SELECT 'the role', rolconnlimit, (SELECT count(*) FROM sessions WHERE usename = rolname)
+      FROM pg_roles WHERE rolname = session_user AND rolconnlimit >= 0
+)
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_number,
-       current_user::text AS role, pg_is_in_recovery() AS standby, current_setting('transaction_read_only')::bool AS read_only,
-       current_setting('fsync')::bool AS fsync, current_setting('full_page_writes')::bool AS full_page_writes,
-       current_setting('synchronous_commit') AS synchronous_commit,
-       current_setting('autovacuum')::bool AND current_setting('track_counts')::bool AS autovacuum,
-       least(current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8,
-             (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
-             (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user)) AS sessions_allowed,
-       (SELECT count(*) FROM pg_stat_activity WHERE coalesce(backend_type, 'client backend') = 'client backend') AS sessions,
+       current_user::text AS role, session_user::text AS login, current_database()::text AS database,
+       pg_is_in_recovery() AS standby, current_setting('transaction_read_only')::bool AS read_only,
+       (SELECT json_agg(json_build_object('name', name, 'value', setting, 'source', source)) FROM pg_settings
+         WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum', 'track_counts', 'default_transaction_read_only')) AS settings,
+       (SELECT json_agg(limits) FROM limits) AS limits,
        coalesce((SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
                   WHERE datname = current_database() AND pid <> pg_backend_pid()), 0)::float8 AS oldest_transaction";
 
@@ -175,14 +209,14 @@ SELECT stat.relname::text AS name, stat.n_live_tup AS live, stat.n_dead_tup AS d
  WHERE stat.schemaname = 'cliquet' ORDER BY stat.relname";
 
 /// What each duty needs: whose, on which table, which rights, and on which of its columns if not on all. The same as
-/// `deploy/postgres-roles.sql` grants.
+/// `deploy/postgres-roles.sql` grants: a test takes each of its grants away.
 type Right = (
     Duty,
     &'static str,
     &'static [&'static str],
     &'static [&'static str],
 );
-const RIGHTS: [Right; 16] = [
+const RIGHTS: [Right; 17] = [
     (Duty::Worker, "jobs", &["SELECT", "INSERT"], &[]),
     (
         Duty::Worker,
@@ -264,6 +298,12 @@ const RIGHTS: [Right; 16] = [
             "timeout_ms",
         ],
     ),
+    (
+        Duty::Publisher,
+        "tasks",
+        &["SELECT"],
+        &["job_id", "position"],
+    ),
     (Duty::Reader, "jobs", &["SELECT"], &[]),
     (Duty::Reader, "tasks", &["SELECT"], &[]),
     (Duty::Reader, "failures", &["SELECT"], &[]),
@@ -321,7 +361,7 @@ const BACKLOG: &str = r"
 SELECT job.queue, count(*) FILTER (WHERE job.sent >= 0 AND job.next_attempt_at <= statement_timestamp()) AS due,
        count(*) FILTER (WHERE job.sent >= 0 AND job.next_attempt_at > statement_timestamp()) AS later,
        coalesce(max(extract(epoch FROM statement_timestamp() - job.next_attempt_at)) FILTER (WHERE job.sent >= 0 AND job.next_attempt_at <= statement_timestamp()), 0)::float8 AS oldest,
-       (array_agg(job.id ORDER BY job.next_attempt_at))[1] AS example,
+       (array_agg(job.id ORDER BY job.next_attempt_at) FILTER (WHERE job.sent >= 0 AND job.next_attempt_at <= statement_timestamp()))[1] AS example,
        count(*) FILTER (WHERE job.sent < 0) AS unsent,
        coalesce(max(extract(epoch FROM statement_timestamp() - job.next_attempt_at)) FILTER (WHERE job.sent < 0), 0)::float8 AS oldest_unsent
   FROM cliquet.jobs job WHERE job.next_attempt_at IS NOT NULL GROUP BY job.queue ORDER BY job.queue";
@@ -354,6 +394,15 @@ impl Health {
     pub(crate) async fn server(&mut self) -> Result<Server, LedgerError> {
         let asked = sqlx::query_as(SERVER).fetch_one(&mut self.connection);
         answered(&self.address, asked).await
+    }
+
+    /// How the database stands to this binary's migrations.
+    pub(crate) async fn standing(&mut self) -> Result<Standing, LedgerError> {
+        let asked = standing(&mut self.connection, &self.address);
+        match timeout(ANSWER + MERCY, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(no_answer(&self.address)),
+        }
     }
 
     /// Whether the list of migrations is there and this role may not read it.
@@ -520,14 +569,16 @@ fn worker(row: &PgRow) -> Result<WorkerFacts, sqlx::Error> {
     })
 }
 
-/// Waits for an answer, but not for ever. Nothing that is asked here owns a transaction.
+/// Waits for an answer, but not for ever. Nothing that is asked here owns a transaction. `Unavailable` is a connection that is
+/// gone, `Refused` all that Postgres says of the question alone.
 async fn answered<T>(
     address: &LedgerAddress,
     asked: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, LedgerError> {
-    match timeout(ANSWER + Duration::from_secs(5), asked).await {
+    match timeout(ANSWER + MERCY, asked).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(LedgerError::Unavailable(sentence(&error))),
+        Ok(Err(error)) if is_gone(&error) => Err(LedgerError::unavailable(address, &error)),
+        Ok(Err(error)) => Err(LedgerError::Refused(sentence(&error))),
         Err(_) => Err(no_answer(address)),
     }
 }

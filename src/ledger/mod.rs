@@ -45,11 +45,13 @@ pub(crate) use defer::Defer;
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
 pub(crate) use health::{
-    Backlog, Duty, Health, Lacking, ParkedGroup, Server, Suspect, Table, WorkerFacts,
+    Backlog, Duty, Health, Lacking, Limit, ParkedGroup, Server, Setting, Suspect, Table,
+    WorkerFacts,
 };
 pub(crate) use plans::Plan;
 pub(crate) use presence::{About, Presence, Present};
 use release::Release;
+pub(crate) use schema::Standing;
 use step::{Step, Stepped};
 pub(crate) use tally::Tally;
 pub(crate) use transaction::Open;

@@ -4,10 +4,13 @@ use std::borrow::Cow;
 
 use sqlx::{
     Connection, PgConnection, Row, SqlSafeStr,
-    migrate::{Migrate, Migration, MigrationType, Migrator},
+    migrate::{Migrate, MigrateError, Migration, MigrationType, Migrator},
 };
 
-use super::{LedgerError, connect::LedgerAddress};
+use super::{
+    LedgerError,
+    connect::{LedgerAddress, is_gone, sentence},
+};
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
 const MIGRATIONS: [(i64, &str, &str); 9] = [
@@ -79,15 +82,23 @@ pub struct MigrationState {
 /// changed since, or the database is newer than this binary.
 pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, LedgerError> {
     let mut connection = open(address).await?;
-    let before = applied(&mut connection).await?;
+    let before = applied(&mut connection, address).await?;
     let mut migrator = Migrator::with_migrations(migrations());
     migrator.dangerous_set_table_name(TABLE);
     migrator.create_schema("cliquet");
-    migrator.run(&mut connection).await.map_err(|error| {
-        LedgerError::Schema(format!(
-            "the migrations of {address} failed: {error}; nothing of the failed one was kept"
-        ))
-    })?;
+    migrator
+        .run(&mut connection)
+        .await
+        .map_err(|error| match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)
+                if is_gone(&error) =>
+            {
+                LedgerError::unavailable(address, &error)
+            }
+            error => LedgerError::Schema(format!(
+                "the migrations of {address} failed: {error}; nothing of the failed one was kept"
+            )),
+        })?;
     Ok(MIGRATIONS
         .map(|(version, description, _)| MigrationState {
             version,
@@ -97,6 +108,17 @@ pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, Led
         .to_vec())
 }
 
+/// How a database stands to this binary's migrations. What is amiss is told in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It has them all. One that has more is newer, and fits: migrations are safe under the previous binary.
+    Fits,
+    /// It lacks some.
+    Lacks(String),
+    /// It has others than this binary's under the same numbers.
+    Foreign(String),
+}
+
 /// Whether this database is migrated for this binary. One that is newer is accepted: migrations are safe under the
 /// previous binary.
 ///
@@ -104,14 +126,27 @@ pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, Led
 /// [`LedgerError::Schema`] naming what is missing and the command that brings it; [`LedgerError::Unavailable`].
 pub async fn check(address: &LedgerAddress) -> Result<(), LedgerError> {
     let mut connection = open(address).await?;
-    let applied = applied(&mut connection).await?;
+    match standing(&mut connection, address).await? {
+        Standing::Fits => Ok(()),
+        Standing::Lacks(sentence) | Standing::Foreign(sentence) => {
+            Err(LedgerError::Schema(sentence))
+        }
+    }
+}
+
+/// As [`check`], on an open connection.
+pub(super) async fn standing(
+    connection: &mut PgConnection,
+    address: &LedgerAddress,
+) -> Result<Standing, LedgerError> {
+    let applied = applied(connection, address).await?;
     let changed = migrations().into_iter().find(|ours| {
         applied
             .iter()
             .any(|(version, checksum)| *version == ours.version && *checksum != *ours.checksum)
     });
     if let Some(changed) = changed {
-        return Err(LedgerError::Schema(format!(
+        return Ok(Standing::Foreign(format!(
             "the database {address} was migrated by another build: its migration {} ({}) is not this binary's. Use the binary that fits, or a fresh database",
             changed.version, changed.description
         )));
@@ -122,9 +157,9 @@ pub async fn check(address: &LedgerAddress) -> Result<(), LedgerError> {
         .map(|(version, description, _)| format!("{version} ({description})"))
         .collect();
     if missing.is_empty() {
-        return Ok(());
+        return Ok(Standing::Fits);
     }
-    Err(LedgerError::Schema(format!(
+    Ok(Standing::Lacks(format!(
         "the database {address} is not migrated: missing {}. Run `cliquet migrate` with the same DATABASE_URL",
         missing.join(", ")
     )))
@@ -157,24 +192,40 @@ async fn open(address: &LedgerAddress) -> Result<PgConnection, LedgerError> {
 }
 
 /// The versions that this database has, with their checksums.
-async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>)>, LedgerError> {
-    let failed = |error: sqlx::Error| LedgerError::Schema(super::connect::sentence(&error));
+async fn applied(
+    connection: &mut PgConnection,
+    address: &LedgerAddress,
+) -> Result<Vec<(i64, Vec<u8>)>, LedgerError> {
     let exists: bool = sqlx::query("SELECT to_regclass('cliquet.migrations') IS NOT NULL")
         .fetch_one(&mut *connection)
         .await
         .and_then(|row| row.try_get(0))
-        .map_err(failed)?;
+        .map_err(|error| unreadable(address, &error))?;
     if !exists {
         return Ok(Vec::new());
     }
-    let applied = connection
-        .list_applied_migrations(TABLE)
-        .await
-        .map_err(|error| {
-            LedgerError::Schema(format!("the list of migrations cannot be read: {error}"))
-        })?;
+    let applied = connection.list_applied_migrations(TABLE).await;
+    let applied = applied.map_err(|error| match error {
+        MigrateError::Execute(error) => unreadable(address, &error),
+        error => LedgerError::Schema(format!("{UNREADABLE}: {error}")),
+    })?;
     Ok(applied
         .into_iter()
         .map(|migration| (migration.version, migration.checksum.into_owned()))
         .collect())
+}
+
+const UNREADABLE: &str = "the list of migrations cannot be read";
+
+/// What Postgres says of the list itself is for people to mend. Whatever else keeps it from answering passes.
+fn unreadable(address: &LedgerAddress, error: &sqlx::Error) -> LedgerError {
+    let of_the_list = match error.as_database_error().and_then(|error| error.code()) {
+        // 42 the object or the right to it, 3F the schema.
+        Some(code) => code.starts_with("42") || code.starts_with("3F"),
+        None => !is_gone(error),
+    };
+    match of_the_list {
+        true => LedgerError::Schema(format!("{UNREADABLE}: {}", sentence(error))),
+        false => LedgerError::unavailable(address, error),
+    }
 }

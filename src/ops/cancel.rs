@@ -17,7 +17,7 @@ stay done. Jobs that are over stay as they are.
 
 Examples:
   cliquet cancel 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11 --reason 'wrong price'
-  cliquet jobs --status RETRYING --json | jq -r .id | xargs cliquet cancel";
+  cliquet jobs --status RETRYING --limit 100000 --json | jq -r .id | xargs cliquet cancel";
 
 /// `cliquet cancel`.
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@
 //! other checks go on.
 
 mod jobs;
+mod management;
 mod postgres;
 mod rabbitmq;
 
@@ -54,7 +55,7 @@ pub(super) struct Doctor {
 enum DutyOption {
     /// Runs jobs
     Worker,
-    /// Enqueues jobs in SQL
+    /// Enqueues jobs in SQL, or publishes their messages
     Publisher,
     /// Looks at jobs
     Reader,
@@ -113,6 +114,10 @@ impl Finding {
     }
 }
 
+/// Sends everything that was given up once more.
+const RETRY_PARKED: &str =
+    "`cliquet jobs --status FAILED --limit 100000 --json | jq -r .id | xargs cliquet retry`";
+
 /// Everything that is checked, in the order in which it is told.
 const CHECKS: [&str; 29] = [
     postgres::CONNECTION,
@@ -132,10 +137,10 @@ const CHECKS: [&str; 29] = [
     rabbitmq::CONSUMERS,
     rabbitmq::DEAD_QUEUE,
     rabbitmq::PERMISSIONS,
-    rabbitmq::CONSUMER_TIMEOUT,
-    rabbitmq::ALARMS,
-    rabbitmq::NODES,
-    rabbitmq::POLICIES,
+    management::CONSUMER_TIMEOUT,
+    management::ALARMS,
+    management::NODES,
+    management::POLICIES,
     jobs::WORKERS,
     jobs::SILENT,
     jobs::VERSIONS,

@@ -23,7 +23,7 @@ Examples:
   cliquet jobs --status FAILED,RETRYING --limit 100
   cliquet jobs --kind shop.publish --json | jq -r .id
   cliquet jobs --count                               how many there are in each status
-  cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry";
+  cliquet jobs --status FAILED --limit 100000 --json | jq -r .id | xargs cliquet retry";
 
 /// `cliquet jobs`.
 #[derive(Debug, Args)]

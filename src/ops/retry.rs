@@ -23,12 +23,13 @@ use crate::{
 
 pub(super) const HELP: &str = "\
 A parked job (FAILED) begins again at its first unfinished task, with attempts
-counted anew; a waiting one (RETRYING, PENDING) waits no longer. Tasks that are
-done are not done again.
+counted anew; a waiting one (RETRYING, PENDING) waits no longer. One that a
+worker holds (PROCESSING) goes on where it is; if that worker is dead, the next
+one takes it over. Tasks that are done are not done again.
 
 Examples:
   cliquet retry 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11
-  cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry";
+  cliquet jobs --status FAILED --limit 100000 --json | jq -r .id | xargs cliquet retry";
 
 /// `cliquet retry`.
 #[derive(Debug, Args)]
@@ -94,8 +95,10 @@ async fn retry(
         ..
     } = stored;
     let why_not = match status {
-        JobStatus::Failed | JobStatus::Retrying | JobStatus::Pending => None,
-        JobStatus::Processing => Some("a worker runs it now; wait for how it ends"),
+        // Whether its holder lives is for the claim to decide; while it does, the copy comes to nothing.
+        JobStatus::Failed | JobStatus::Retrying | JobStatus::Pending | JobStatus::Processing => {
+            None
+        }
         JobStatus::Success => {
             Some("every task is done; publish it under another id to do it again")
         }
@@ -119,6 +122,11 @@ async fn retry(
 
 /// Says what became of it, and whether it is what was asked for.
 fn tell(desk: &mut Desk, id: JobId, outcome: Outcome) -> Result<bool, Failure> {
+    if let Outcome::Published(JobStatus::Processing, _) = outcome {
+        note(format_args!(
+            "a worker holds job {id}; if that worker is dead, the next one takes it over"
+        ));
+    }
     let (word, status, generation, error) = match outcome {
         Outcome::Published(status, generation) => {
             ("published", Some(status), Some(generation), None)

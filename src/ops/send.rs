@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::{Desk, failure::Failure};
 use crate::{
-    broker::{Letter, Place, Publisher, SendError},
+    broker::{BrokerError, Letter, Place, Publisher, SendError},
     retry::RetryPolicy,
 };
 
@@ -25,10 +25,14 @@ pub(super) async fn publisher(
     let topology = desk.topology(queue)?;
     let identity = desk.identity();
     // Another queue's ladder is not known here, so only our own is declared.
-    if desk.config.declare && queue == desk.config.queue {
-        topology.declare(&address, &identity).await?;
-    } else {
-        topology.inspect(&address, &identity).await?;
+    let ours = desk.config.declare && queue == desk.config.queue;
+    match ours {
+        true => match topology.declare(&address, &identity).await {
+            // Whoever publishes need not be one who makes queues. One that is missing is told when a message comes back.
+            Err(BrokerError::Denied { .. }) => drop(topology.inspect(&address, &identity).await?),
+            declared => declared?,
+        },
+        false => drop(topology.inspect(&address, &identity).await?),
     }
     Ok(Publisher::start(
         address, topology, identity, in_flight, false,

@@ -1,8 +1,16 @@
-//! `cliquet doctor`: each finding is provoked for real, and where its remedy is a command, the command mends it.
+//! `cliquet doctor`: each finding is provoked for real, and the commands of its remedy are pasted, into a shell or a session of
+//! Postgres, to see that they do what they are said to. (Not those that end a process or look into a node's own files.)
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use cliquet::config::Config;
+use cliquet::{broker::Place, config::Config};
 use lapin::types::AMQPValue;
 use serde_json::Value;
 use uuid::Uuid;
@@ -99,6 +107,82 @@ async fn examine(binary: &Binary) -> Found {
     Found(found, ended)
 }
 
+/// The commands in a text: they stand between backticks.
+fn commands(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Has a shell run it, as a person in the folder of the sources does, with these lines typed in. In its PATH are the cliquet
+/// of this build and the rabbitmqctl of the tests' broker. Answers with what it prints.
+fn paste(binary: &Binary, command: &str, typed: &str) -> String {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let quoted = |name: &str| std::env::var(name).map(|value| format!("{name}='{value}' "));
+    let rabbitmqctl = match std::env::var("CLIQUET_RABBITMQCTL") {
+        Ok(program) => program,
+        Err(_) => format!(
+            "{}{root}/deploy/dev rabbitmqctl",
+            quoted("CLIQUET_DEV_DIR").unwrap_or_default()
+        ),
+    };
+    let script = binary.file(
+        "rabbitmqctl",
+        &format!("#!/bin/sh\nexec env {rabbitmqctl} \"$@\"\n"),
+    );
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let cliquet = binary.command(&[]);
+    let mut path = script.parent().unwrap().display().to_string();
+    for further in [
+        Path::new(cliquet.get_program())
+            .parent()
+            .unwrap()
+            .to_str()
+            .unwrap(),
+        &std::env::var("PATH").unwrap(),
+    ] {
+        path = format!("{path}:{further}");
+    }
+    let environment = cliquet
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
+    let mut shell = Command::new("sh")
+        .args(["-c", command])
+        .current_dir(root)
+        .env_clear()
+        .envs(environment)
+        .env("PATH", path)
+        .env(
+            "CLIQUET_CONFIG",
+            script.with_file_name("cliquet.toml").as_os_str(),
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = shell.stdin.take().unwrap();
+    let _ = stdin.write_all(typed.as_bytes());
+    drop(stdin);
+    let ended = shell.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (out, err) = (text(ended.stdout), text(ended.stderr));
+    assert!(ended.status.success(), "{command}: {out}{err}");
+    // rabbitmqctl ends well when it could not do what it was asked.
+    assert!(!err.contains("rror"), "{command}: {out}{err}");
+    out
+}
+
+/// Has Postgres run it, as psql does: one statement after the other, in one session.
+async fn paste_sql(stage: &Stage, command: &str) {
+    let mut session = stage.pool.acquire().await.unwrap();
+    for statement in command.split("; ") {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()))
+            .execute(&mut *session)
+            .await
+            .unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    session.close_on_drop();
+}
+
 fn management_url() -> String {
     std::env::var("RABBITMQ_MANAGEMENT_URL")
         .expect("RABBITMQ_MANAGEMENT_URL is not set: `eval \"$(deploy/dev env)\"`")
@@ -130,9 +214,12 @@ async fn a_stage_that_works_has_no_problem() {
     let found = examine(&binary).await;
     assert_eq!(found.1.code, Some(0), "{:?}", found.1);
     for check in CHECKS {
-        // Other tests use the same server, and its sessions, at the same time.
-        if !matches!(check, "postgres.connections" | "postgres.transactions") {
-            assert_eq!(found.state(check), "ok", "{}", found.0[check]);
+        match check {
+            // Other tests use the same server, and its sessions, at the same time.
+            "postgres.connections" | "postgres.transactions" => {}
+            // What a node's own settings say is told nowhere.
+            "rabbitmq.consumer_timeout" => assert_eq!(found.state(check), "unchecked"),
+            _ => assert_eq!(found.state(check), "ok", "{}", found.0[check]),
         }
     }
 
@@ -177,8 +264,15 @@ async fn a_service_that_is_away_is_a_finding_and_the_other_is_examined() {
     let wrong = stage.queues.amqp_url.replace("guest:guest", "guest:wrong");
     binary.set("AMQP_URL", &wrong);
     let found = examine(&binary).await;
-    let (words, _) = found.told("rabbitmq.connection", "problem");
+    let (words, remedy) = found.told("rabbitmq.connection", "problem");
     assert!(words.contains("refuses the connection"), "{words}");
+    // Neither needs the password in its arguments.
+    let [asks, lists] = commands(remedy)[..] else {
+        panic!("{remedy}")
+    };
+    paste(&binary, asks, "guest\n");
+    let listed = paste(&binary, lists, "");
+    assert!(listed.contains(".*"), "{listed}");
     assert_eq!(found.state("rabbitmq.version"), "ok", "it is told to all");
 }
 
@@ -212,15 +306,15 @@ async fn migrations_that_are_missing_changed_or_newer_are_told_apart() {
     )
     .await;
     let found = examine(&binary).await;
-    let (words, _) = found.told("postgres.migrations", "problem");
+    let (words, remedy) = found.told("postgres.migrations", "problem");
     assert!(words.contains("migrated by another build"), "{words}");
+    assert!(remedy.starts_with("run the cliquet that"), "{remedy}");
 
     on(&stage, "DROP SCHEMA cliquet CASCADE".into()).await;
     let found = examine(&binary).await;
     let (words, remedy) = found.told("postgres.migrations", "problem");
     assert!(words.contains("1 (jobs and tasks)"), "{words}");
-    assert!(remedy.starts_with("cliquet migrate"), "{remedy}");
-    binary.run(&["migrate"]).await.done();
+    paste(&binary, commands(remedy)[0], "");
     assert_eq!(examine(&binary).await.state("postgres.migrations"), "ok");
 }
 
@@ -248,8 +342,7 @@ async fn a_privilege_that_is_lacking_is_named_with_the_grant_that_gives_it() {
     );
     assert_eq!(found.state("postgres.plans"), "unchecked");
 
-    let (_, grants) = remedy.split_once("or: ").unwrap();
-    on(&stage, grants.to_owned()).await;
+    paste_sql(&stage, commands(remedy)[0]).await;
     let found = examine(&binary).await;
     assert_eq!(found.state("postgres.privileges"), "ok");
     assert_eq!(found.state("postgres.plans"), "ok");
@@ -274,15 +367,108 @@ async fn what_makes_postgres_slow_or_forgetful_is_found() {
     let found = examine(&binary).await;
     let (words, _) = found.told("postgres.plans", "problem");
     assert!(words.contains("Seq Scan on tasks"), "{words}");
-    let (words, remedy) = found.told("postgres.autovacuum", "problem");
+    let (words, vacuum) = found.told("postgres.autovacuum", "problem");
     assert!(words.contains("for the table jobs"), "{words}");
-    let mend = remedy.to_owned();
-    let (words, _) = found.told("postgres.durability", "problem");
+    let (words, commit) = found.told("postgres.durability", "problem");
     assert!(words.starts_with("synchronous_commit is off"), "{words}");
-    found.told("postgres.writable", "problem");
+    let (_, writable) = found.told("postgres.writable", "problem");
+    // This one comes first: nothing else can be changed before.
+    for remedy in [writable, commit, vacuum] {
+        paste_sql(&stage, commands(remedy)[0]).await;
+    }
+    let found = examine(&binary).await;
+    for check in ["writable", "durability", "autovacuum"] {
+        assert_eq!(found.state(&format!("postgres.{check}")), "ok");
+    }
+}
 
-    on(&stage, mend).await;
-    assert_eq!(examine(&binary).await.state("postgres.autovacuum"), "ok");
+/// Settings of a role, and of a role in one database, are found and put right there; and so are its limits.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_for_a_role_is_put_right_for_that_role() {
+    let stage = Stage::new().await;
+    let name = database_name(&stage).await;
+    let role = format!("Odd {}", Uuid::new_v4().simple());
+    on(
+        &stage,
+        format!(
+            "CREATE ROLE \"{role}\" LOGIN PASSWORD 'odd' CONNECTION LIMIT 30 IN ROLE cliquet_worker, cliquet_reader;
+             ALTER ROLE \"{role}\" SET synchronous_commit = off;
+             ALTER ROLE \"{role}\" SET track_counts = off;
+             ALTER ROLE \"{role}\" IN DATABASE {name} SET default_transaction_read_only = on"
+        ),
+    )
+    .await;
+    let mut url = url::Url::parse(&stage.database).unwrap();
+    url.set_username(&role).unwrap();
+    url.set_password(Some("odd")).unwrap();
+    let mut binary = Binary::on(&stage, "");
+    binary.set("DATABASE_URL", url.as_str());
+    let found = examine(&binary).await;
+    let checks = [
+        "postgres.writable",
+        "postgres.durability",
+        "postgres.autovacuum",
+    ];
+    for check in checks {
+        let (words, remedy) = found.told(check, "problem");
+        assert!(remedy.contains("ALTER ROLE \"Odd "), "{words}: {remedy}");
+        paste_sql(&stage, commands(remedy)[0]).await;
+    }
+    let (words, remedy) = found.told("postgres.connections", "warning");
+    assert!(words.starts_with("1 of 30 sessions of the role"), "{words}");
+    assert!(
+        remedy.contains("raise the role's CONNECTION LIMIT"),
+        "{remedy}"
+    );
+    let found = examine(&binary).await;
+    for check in checks {
+        assert_eq!(found.state(check), "ok", "{}", found.0[check]);
+    }
+    on(
+        &stage,
+        format!("DROP OWNED BY \"{role}\"; DROP ROLE \"{role}\""),
+    )
+    .await;
+}
+
+/// It lets in, and then answers nothing more, or hangs up: that is a problem like a server that is not there, and the doctor
+/// waits for neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_stops_answering_is_a_problem_and_not_waited_for() {
+    let stage = Stage::new().await;
+    let binary = Binary::on(&stage, "");
+    let mut lock = stage.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE cliquet.migrations IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let found = examine(&binary).await;
+    let (words, remedy) = found.told("postgres.connection", "problem");
+    assert!(
+        words.contains("let us in, and then: ") && words.contains("lock timeout"),
+        "{words}"
+    );
+    paste_sql(&stage, commands(remedy)[0]).await;
+    assert_eq!(found.state("jobs.parked"), "unchecked");
+
+    let ended = async {
+        eventually("the doctor waits, and its session is ended", async || {
+            let ended: Vec<bool> = sqlx::query_scalar(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE datname = current_database() AND application_name LIKE 'cliquet doctor%' AND wait_event_type = 'Lock'",
+            )
+            .fetch_all(&stage.pool)
+            .await
+            .unwrap();
+            (!ended.is_empty()).then_some(())
+        })
+        .await;
+    };
+    let (found, ()) = tokio::join!(examine(&binary), ended);
+    let (words, _) = found.told("postgres.connection", "problem");
+    assert!(words.contains("administrator command"), "{words}");
+    lock.rollback().await.unwrap();
+    assert_eq!(examine(&binary).await.state("postgres.connection"), "ok");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,8 +480,7 @@ async fn queues_that_are_missing_or_wrong_are_named() {
     let found = examine(&binary).await;
     let (words, remedy) = found.told("rabbitmq.queues", "problem");
     assert!(words.contains(&stage.queues.name(rung)), "{words}");
-    assert!(remedy.starts_with("cliquet topology declare"), "{remedy}");
-    binary.run(&["topology", "declare"]).await.done();
+    paste(&binary, commands(remedy)[0], "");
     assert_eq!(examine(&binary).await.state("rabbitmq.queues"), "ok");
 
     stage.queues.delete(rung).await;
@@ -310,6 +495,16 @@ async fn queues_that_are_missing_or_wrong_are_named() {
         words.contains("inequivalent arg") && words.contains(&stage.queues.name(rung)),
         "{words}"
     );
+    let [_, counts, deletes] = commands(words)[..] else {
+        panic!("{words}")
+    };
+    let counted = paste(&binary, counts, "");
+    let empty = format!("{}\t0", stage.queues.name(rung));
+    assert!(counted.lines().any(|line| line == empty), "{counted}");
+    paste(&binary, deletes, "");
+    paste(&binary, "cliquet topology declare", "");
+    let found = examine(&binary).await;
+    assert_eq!(found.state("rabbitmq.queues"), "ok");
     let (words, _) = found.told("rabbitmq.consumers", "warning");
     assert!(words.contains("nobody consumes"), "{words}");
     stage.publish("a:ok").await;
@@ -344,7 +539,7 @@ async fn parked_jobs_are_told_by_handler_and_reason_and_are_a_warning() {
     })
     .await;
     let found = examine(&binary).await;
-    let (words, _) = found.told("jobs.parked", "warning");
+    let (words, remedy) = found.told("jobs.parked", "warning");
     assert!(
         words.starts_with("3 jobs were given up: 2 × a (never again, as told), such as "),
         "{words}"
@@ -352,6 +547,19 @@ async fn parked_jobs_are_told_by_handler_and_reason_and_are_a_warning() {
     assert!(words.contains("1 × b (the script knows no"), "{words}");
     assert_eq!(found.1.code, Some(0), "{:?}", found.1);
     assert_eq!(binary.run(&["doctor", "--strict"]).await.code, Some(1));
+    let ids = jobs.map(|job| job.to_string());
+    let retry: Vec<_> = ["retry"]
+        .into_iter()
+        .chain(ids.iter().map(String::as_str))
+        .collect();
+    let [shows, retries] = commands(remedy)[..] else {
+        panic!("{remedy}")
+    };
+    paste(&binary, &shows.replace("ID", &ids[0]), "");
+    // Without a limit of its own it would be the newest 20.
+    assert!(retries.contains("--limit 100000"), "{retries}");
+    let printed = paste_list(&binary, retries, &retry).await;
+    assert_eq!(printed.lines().count(), 3, "{printed}");
     worker.stop().await;
 }
 
@@ -387,6 +595,117 @@ async fn a_worker_that_hangs_and_one_that_was_killed_are_told_apart() {
     let (words, remedy) = found.told("jobs.stuck", "problem");
     assert!(words.starts_with("1 jobs are held by ada"), "{words}");
     assert!(remedy.starts_with("start a worker"), "{remedy}");
+}
+
+/// A job whose message is lost, and whose holder is dead, or even forgotten, goes on by the remedy alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_job_is_found_and_its_remedy_has_it_taken_over() {
+    for forgotten in [false, true] {
+        let stage = Stage::new().await;
+        let mut ada = stage.process("ada's \"first\"");
+        let job = stage.publish("a:gate:g b:ok").await;
+        stage.script.reached("g", 1).await;
+        ada.kill();
+        eventually("its message is back", async || {
+            (stage.queues.depth(Place::Work).await == 1).then_some(())
+        })
+        .await;
+        stage.queues.purge(Place::Work).await;
+        stage.script.open("g").await;
+        on(
+            &stage,
+            match forgotten {
+                true => "DELETE FROM cliquet.workers",
+                false => "UPDATE cliquet.workers SET seen_at = now() - interval '10 minutes'",
+            }
+            .into(),
+        )
+        .await;
+        // One that lives, and does not look after the job by itself.
+        let bob = stage.worker_with(Config {
+            reconcile_every: Duration::from_secs(3_600),
+            ..stage.config()
+        });
+        let binary = Binary::on(&stage, "");
+        let found = eventually("it is stuck, and bob lives", async || {
+            let found = examine(&binary).await;
+            (found.state("workers.alive") == "ok" && found.state("jobs.stuck") == "problem")
+                .then_some(found)
+        })
+        .await;
+        let (words, remedy) = found.told("jobs.stuck", "problem");
+        assert_eq!(words.contains("has forgotten"), forgotten, "{words}");
+        let printed = paste_list(&binary, commands(remedy)[0], &["retry", &job.to_string()]).await;
+        assert_eq!(printed.trim(), job.to_string());
+        stage.reaches(job, "SUCCESS").await;
+        assert_eq!(stage.script.positions(job).await, [1, 1, 2]);
+        assert_eq!(examine(&binary).await.state("jobs.stuck"), "ok");
+        bob.stop().await;
+    }
+}
+
+/// A command that needs jq. Where there is none, what it comes to is run in its place.
+async fn paste_list(binary: &Binary, command: &str, comes_to: &[&str]) -> String {
+    match Command::new("jq").arg("--version").output() {
+        Ok(_) => paste(binary, command, ""),
+        Err(_) => binary.run(comes_to).await.done(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_runs_may_be_retried_and_runs_once() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:gate:g b:ok").await;
+    stage.script.reached("g", 1).await;
+    let binary = Binary::on(&stage, "");
+    let ended = binary.run(&["retry", &job.to_string()]).await;
+    assert!(
+        ended
+            .err
+            .contains("if that worker is dead, the next one takes it over"),
+        "{ended:?}"
+    );
+    assert_eq!(ended.done().trim(), job.to_string());
+    stage.script.open("g").await;
+    stage.reaches(job, "SUCCESS").await;
+    stage.queues_are_empty().await;
+    assert_eq!(stage.script.positions(job).await, [1, 2]);
+    worker.stop().await;
+}
+
+/// What `deploy/rabbitmq-permissions.sh` is told to print gives what was lacking.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_that_is_lacking_is_granted_by_what_the_remedy_prints() {
+    let stage = Stage::new().await;
+    let user = format!("poor {}", Uuid::new_v4().simple());
+    rabbitmqctl(&["add_user", &user, "poor"]);
+    rabbitmqctl(&["set_permissions", &user, "^$", "^$", "^$"]);
+    let mut url = url::Url::parse(&stage.queues.amqp_url).unwrap();
+    url.set_username(&user).unwrap();
+    url.set_password(Some("poor")).unwrap();
+    let mut binary = Binary::on(&stage, "");
+    binary.set("AMQP_URL", url.as_str());
+    let found = examine(&binary).await;
+    let (words, remedy) = found.told("rabbitmq.permissions", "problem");
+    assert!(
+        words.contains("configure") && words.contains("write"),
+        "{words}"
+    );
+    let printed = paste(&binary, commands(remedy)[0], "");
+    paste(&binary, &printed, "");
+    let mended = eventually("it has its permissions", async || {
+        let found = examine(&binary).await;
+        (found.state("rabbitmq.permissions") == "unchecked").then_some(found)
+    })
+    .await;
+    assert_eq!(mended.state("rabbitmq.publishing"), "ok");
+    let (words, _) = mended.told("rabbitmq.permissions", "unchecked");
+    let may = format!("{user} may publish and declare; ");
+    assert!(words.starts_with(&may), "{words}");
+    let listed = paste(&binary, commands(words)[0], "");
+    assert!(listed.contains("amq"), "{listed}");
+    rabbitmqctl(&["delete_user", &user]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -432,27 +751,37 @@ async fn a_job_that_waits_in_vain_is_found_and_its_remedy_sends_it() {
         "UPDATE cliquet.jobs SET next_attempt_at = now() - interval '10 minutes'".into(),
     )
     .await;
+    // Longer due, and another matter.
+    let enqueue = |queue: &str| {
+        format!(
+            "INSERT INTO cliquet.jobs (id, epoch, generation, sent, next_attempt_at, total, status, queue, kind, payload)
+             VALUES (gen_random_uuid(), 0, 0, -1, now() - interval '20 minutes', 1, 'PENDING', '{queue}', 'k', 'null')"
+        )
+    };
+    on(&stage, enqueue(&stage.queues.name(Place::Work))).await;
     let binary = Binary::on(&stage, "");
     let found = examine(&binary).await;
     let (words, remedy) = found.told("jobs.waiting", "problem");
     assert!(words.contains("their messages are lost"), "{words}");
-    assert!(
-        remedy.starts_with(&format!("cliquet retry {job} ")),
-        "{remedy}"
-    );
-    binary.run(&["retry", &job.to_string()]).await.done();
+    let [retry] = commands(remedy)[..] else {
+        panic!("{remedy}")
+    };
+    assert_eq!(paste(&binary, retry, "").trim(), job.to_string());
     stage.reaches(job, "SUCCESS").await;
+    on(&stage, "DELETE FROM cliquet.jobs WHERE sent < 0".into()).await;
     assert_eq!(examine(&binary).await.state("jobs.waiting"), "ok");
 
-    on(&stage, "INSERT INTO cliquet.jobs (id, epoch, generation, sent, next_attempt_at, total, status, queue, kind, payload)
-                VALUES (gen_random_uuid(), 0, 0, -1, now(), 1, 'PENDING', 'elsewhere', 'k', 'null')".into()).await;
+    on(&stage, enqueue("else where")).await;
     let found = examine(&binary).await;
     let (words, remedy) = found.told("jobs.waiting", "problem");
     assert!(
-        words.contains("1 jobs wait in the queue elsewhere"),
+        words.contains("1 jobs wait in the queue else where"),
         "{words}"
     );
-    assert!(remedy.contains("CLIQUET_QUEUE=elsewhere"), "{remedy}");
+    assert!(
+        remedy.contains("`CLIQUET_QUEUE='else where' cliquet work`"),
+        "{remedy}"
+    );
     worker.stop().await;
 }
 
@@ -486,8 +815,16 @@ async fn a_policy_that_shortens_what_waits_is_found() {
         (found.state("rabbitmq.policies") == "problem").then_some(found)
     })
     .await;
+    let (words, remedy) = found.told("rabbitmq.policies", "problem");
+    let listed: Vec<_> = commands(remedy)
+        .into_iter()
+        .map(|command| paste(&binary, command, ""))
+        .collect();
+    assert!(
+        listed.len() == 2 && listed[0].contains(&policy),
+        "{listed:?}"
+    );
     rabbitmqctl(&["clear_policy", &policy]);
-    let (words, _) = found.told("rabbitmq.policies", "problem");
     assert!(
         words.contains("message-ttl = 5") && words.contains(&name),
         "{words}"
@@ -496,10 +833,44 @@ async fn a_policy_that_shortens_what_waits_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_in_alarm_is_told_with_and_without_its_management() {
+async fn settings_of_a_server_and_alarms_of_a_broker_are_told_and_mended() {
     let services = Services::start();
     let stage = Stage::on(&services.amqp_url, &services.database_url, &["200ms"]).await;
     let plain = Binary::on(&stage, "");
+    let settings = [
+        ("postgres.durability", "fsync"),
+        ("postgres.durability", "full_page_writes"),
+        ("postgres.durability", "synchronous_commit"),
+        ("postgres.autovacuum", "autovacuum"),
+        ("postgres.autovacuum", "track_counts"),
+    ];
+    for (_, name) in settings {
+        paste_sql(&stage, &format!("ALTER SYSTEM SET {name} = off")).await;
+    }
+    paste_sql(&stage, "SELECT pg_reload_conf()").await;
+    let found = eventually("the settings are told", async || {
+        let found = examine(&plain).await;
+        let told = |(check, name): (&str, &str)| {
+            found.0[check]["found"].as_str().unwrap().contains(name)
+                && found.state(check) == "problem"
+        };
+        settings.into_iter().all(told).then_some(found)
+    })
+    .await;
+    for check in ["postgres.durability", "postgres.autovacuum"] {
+        let (words, remedy) = found.told(check, "problem");
+        assert!(words.contains(" and "), "{words}");
+        for command in commands(remedy) {
+            paste_sql(&stage, command).await;
+        }
+    }
+    eventually("the settings are right again", async || {
+        let found = examine(&plain).await;
+        let ok = |check| found.state(check) == "ok";
+        (ok("postgres.durability") && ok("postgres.autovacuum")).then_some(())
+    })
+    .await;
+
     assert_eq!(examine(&plain).await.state("rabbitmq.alarms"), "ok");
     services.run(&["rabbitmqctl", "set_vm_memory_high_watermark", "0.00001"]);
     let found = eventually("the alarm is told over AMQP", async || {

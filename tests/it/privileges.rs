@@ -1,19 +1,52 @@
 //! Least privilege: every worker of these tests runs under a worker's rights alone (see `support/privileges.rs`); here is
-//! what those rights and the others' are not enough for.
+//! what those rights and the others' are not enough for, and how they are given.
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use cliquet::{TaskContext, Worker, broker::Place, config::Config};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::support::{
-    binary::Binary,
-    privileges::{broker_as, database_as, permissions},
+    binary::{Binary, Ended},
+    database_url, eventually,
+    privileges::{broker_as, database_as, deploy, permissions},
     stage::{Stage, body},
 };
 
 async fn enters(stage: &Stage, role: &str) -> PgConnection {
     let url = database_as(&stage.database, role).await;
     PgConnection::connect(&url).await.unwrap()
+}
+
+/// The binary with the rights of a role in Postgres.
+async fn binary_as(stage: &Stage, role: &str) -> Binary {
+    let mut binary = Binary::on(stage, "");
+    let url = database_as(&stage.database, role).await;
+    binary.set("DATABASE_URL", &url);
+    binary
+}
+
+/// The same user of the tests' broker, with the permissions that the script prints for these arguments.
+async fn broker_user(stage: &Stage, user: &str, arguments: &[&str]) -> String {
+    let mut all = vec!["--json"];
+    all.extend(arguments);
+    all.push("bob");
+    let url = broker_as(&stage.queues.amqp_url, user, &permissions(&all)).await;
+    url.unwrap_or_else(|| {
+        panic!("this test needs the broker's management API: set RABBITMQ_MANAGEMENT_URL")
+    })
+}
+
+/// What `cliquet doctor --json` says of one check.
+fn told<'a>(doctor: &'a Ended, check: &str) -> &'a str {
+    let line = doctor.out.lines().find(|line| line.contains(check));
+    line.unwrap_or_else(|| panic!("nothing about {check}: {doctor:?}"))
 }
 
 /// That Postgres refuses each statement for want of a right, and of nothing else.
@@ -87,15 +120,9 @@ async fn a_reader_reads_everything_and_changes_nothing() {
         ],
     )
     .await;
-    let mut binary = Binary::on(&stage, "");
-    binary.set(
-        "DATABASE_URL",
-        &database_as(&stage.database, "cliquet_reader").await,
-    );
-    let nothing = permissions(&["--json", "--prefix", "t-", "reader", "eve"]);
-    if let Some(url) = broker_as(&stage.queues.amqp_url, "cliquet_test_reader", &nothing).await {
-        binary.set("AMQP_URL", &url);
-    }
+    let mut binary = binary_as(&stage, "cliquet_reader").await;
+    let reader = broker_user(&stage, "cliquet_test_reader", &["--prefix", "t-", "reader"]).await;
+    binary.set("AMQP_URL", &reader);
     binary.show(job).await;
     let listed = binary.run(&["jobs", "--json"]).await.done();
     assert!(listed.contains(&job.to_string()), "{listed}");
@@ -142,19 +169,21 @@ async fn a_publisher_enqueues_within_its_own_transaction_and_sees_nothing() {
         ],
     )
     .await;
-    let mut binary = Binary::on(&stage, "");
-    binary.set(
-        "DATABASE_URL",
-        &database_as(&stage.database, "cliquet_publisher").await,
-    );
+    let mut binary = binary_as(&stage, "cliquet_publisher").await;
+    // Who enqueues in SQL alone needs nothing of RabbitMQ.
+    let reader = broker_user(&stage, "cliquet_test_reader", &["--prefix", "t-", "reader"]).await;
+    binary.set("AMQP_URL", &reader);
     let doctor = binary
         .run(&["doctor", "--for", "publisher", "--json"])
         .await;
-    let rights = doctor
-        .out
-        .lines()
-        .find(|line| line.contains("postgres.privileges"));
-    assert!(rights.unwrap().contains(r#""state":"ok""#), "{doctor:?}");
+    assert_eq!(doctor.code, Some(0), "{doctor:?}");
+    let rights = told(&doctor, "postgres.privileges");
+    assert!(rights.contains(r#""state":"ok""#), "{rights}");
+    let publishing = told(&doctor, "rabbitmq.publishing");
+    assert!(
+        publishing.contains(r#""state":"warning""#) && publishing.contains("in SQL alone"),
+        "{publishing}"
+    );
     worker.stop().await;
 }
 
@@ -164,6 +193,8 @@ async fn the_owner_migrates_and_what_it_makes_later_is_readable_at_once() {
     database_as(&stage.database, "cliquet_worker").await;
     let mut owner = enters(&stage, "cliquet_owner").await;
     let mut reader = enters(&stage, "cliquet_reader").await;
+    // The file is run for each of them, and no more.
+    let mut publisher = enters(&stage, "cliquet_publisher").await;
     let migration = "SET ROLE cliquet_owner; CREATE TABLE cliquet.later (id int); DROP SCHEMA IF EXISTS nowhere; CREATE SCHEMA IF NOT EXISTS cliquet";
     sqlx::raw_sql(migration).execute(&mut owner).await.unwrap();
     sqlx::raw_sql("SELECT id FROM cliquet.later")
@@ -171,6 +202,22 @@ async fn the_owner_migrates_and_what_it_makes_later_is_readable_at_once() {
         .await
         .unwrap();
     may_not(&mut reader, &["DELETE FROM cliquet.later"]).await;
+
+    // A later migration may have each row checked by a new function. Whoever writes rows has to execute it.
+    let migration = "CREATE FUNCTION cliquet.is_later(id uuid) RETURNS bool LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN id IS NOT NULL; END';
+                     ALTER TABLE cliquet.jobs ADD CONSTRAINT later CHECK (cliquet.is_later(id)) NOT VALID";
+    sqlx::raw_sql(migration).execute(&mut owner).await.unwrap();
+    let enqueue = "INSERT INTO cliquet.jobs (id, epoch, generation, sent, next_attempt_at, total, status, queue, kind, payload)
+                   VALUES (gen_random_uuid(), 0, 0, -1, now(), 2, 'PENDING', 'q', 'test', '{}')";
+    sqlx::raw_sql(enqueue)
+        .execute(&mut publisher)
+        .await
+        .unwrap();
+    let worker = stage.worker();
+    let job = stage.publish("a:write").await;
+    stage.reaches(job, "SUCCESS").await;
+    worker.stop().await;
+    may_not(&mut reader, &["SELECT cliquet.is_later(NULL)"]).await;
 
     // As `cliquet migrate` runs, from nothing on.
     let url = database_as(&stage.database, "cliquet_owner").await;
@@ -203,16 +250,12 @@ async fn the_owner_migrates_and_what_it_makes_later_is_readable_at_once() {
 async fn a_worker_that_may_not_declare_works_where_others_made_the_queues() {
     let stage = Stage::new().await;
     let queue = stage.queues.name(Place::Work);
-    let undeclaring = permissions(&["--json", "--queue", &queue, "--no-declare", "worker", "bob"]);
-    let Some(amqp_url) = broker_as(
-        &stage.queues.amqp_url,
+    let amqp_url = broker_user(
+        &stage,
         "cliquet_test_undeclaring",
-        &undeclaring,
+        &["--queue", &queue, "--no-declare", "worker"],
     )
-    .await
-    else {
-        panic!("this test needs the broker's management API: set RABBITMQ_MANAGEMENT_URL");
-    };
+    .await;
     let config = Config {
         amqp_url: amqp_url.clone(),
         declare: false,
@@ -226,23 +269,13 @@ async fn a_worker_that_may_not_declare_works_where_others_made_the_queues() {
     stage.queues.take(Place::Dead).await;
     stage.queues_are_empty().await;
 
-    let mut binary = Binary::on(&stage, "");
+    let mut binary = binary_as(&stage, "cliquet_worker").await;
     binary.set("AMQP_URL", &amqp_url);
     binary.set("CLIQUET_DECLARE", "false");
-    binary.set(
-        "DATABASE_URL",
-        &database_as(&stage.database, "cliquet_worker").await,
-    );
     let found = binary.run(&["doctor", "--json"]).await;
     assert_eq!(found.code, Some(0), "{found:?}");
-    let queues = found
-        .out
-        .lines()
-        .find(|line| line.contains("rabbitmq.queues"));
-    assert!(
-        queues.unwrap().contains("may not compare the arguments"),
-        "{found:?}"
-    );
+    let queues = told(&found, "rabbitmq.queues");
+    assert!(queues.contains("may not compare the arguments"), "{queues}");
     worker.stop().await;
 
     // With `declare` left on, it says what it lacks; and so does `doctor`.
@@ -262,31 +295,123 @@ async fn a_worker_that_may_not_declare_works_where_others_made_the_queues() {
     );
     binary.set("CLIQUET_DECLARE", "true");
     let found = binary.run(&["doctor", "--json"]).await;
-    let rights = found
-        .out
-        .lines()
-        .find(|line| line.contains("rabbitmq.permissions"));
+    let rights = told(&found, "rabbitmq.permissions");
     assert!(
-        rights
-            .unwrap()
-            .contains("configure, although `declare` is on"),
+        rights.contains("configure, although `declare` is on"),
+        "{rights}"
+    );
+}
+
+/// The form that the README tells, for one queue: the worker makes what is missing of it, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_with_the_permissions_of_one_queue_makes_its_queues_and_works() {
+    let stage = Stage::new().await;
+    let queue = stage.queues.name(Place::Work);
+    for place in stage.queues.topology.places() {
+        stage.queues.delete(place).await;
+    }
+    stage.queues.unmark().await;
+    let amqp_url = broker_user(
+        &stage,
+        "cliquet_test_declaring",
+        &["--queue", &queue, "worker"],
+    )
+    .await;
+    let worker = stage.worker_with(Config {
+        amqp_url: amqp_url.clone(),
+        ..stage.config()
+    });
+    eventually("the queues are made", async || {
+        let channel = stage.queues.channel().await;
+        let passive = lapin::options::QueueDeclareOptions::durable().passive();
+        let found = channel.queue_declare(
+            stage.queues.name(Place::Dead).into(),
+            passive,
+            Default::default(),
+        );
+        found.await.ok().map(drop)
+    })
+    .await;
+    eventually("a worker consumes", async || {
+        let channel = stage.queues.channel().await;
+        let passive = lapin::options::QueueDeclareOptions::durable().passive();
+        let found = channel.queue_declare(queue.as_str().into(), passive, Default::default());
+        (found.await.ok()?.consumer_count() == 1).then_some(())
+    })
+    .await;
+    let retried = stage.publish("a:fail,ok b:write").await;
+    let parked = stage.publish("a:permanent").await;
+    stage.reaches(retried, "SUCCESS").await;
+    stage.reaches(parked, "FAILED").await;
+    stage.queues.take(Place::Dead).await;
+    eventually("it leaves the mark", async || {
+        let channel = stage.queues.channel().await;
+        let passive = lapin::options::ExchangeDeclareOptions {
+            passive: true,
+            ..Default::default()
+        };
+        let (mark, kind) = (stage.queues.name(Place::Dead), lapin::ExchangeKind::Fanout);
+        let found = channel.exchange_declare(mark.into(), kind, passive, Default::default());
+        found.await.ok()
+    })
+    .await;
+    let mut binary = binary_as(&stage, "cliquet_worker").await;
+    binary.set("AMQP_URL", &amqp_url);
+    let found = binary.run(&["doctor", "--json"]).await;
+    assert!(
+        told(&found, "rabbitmq.queues").contains(r#""state":"ok""#),
         "{found:?}"
     );
+    // Another queue is not its own, not even one whose name begins like it.
+    binary.set("CLIQUET_QUEUE", &format!("{queue}s"));
+    let said = binary.run(&["topology", "declare"]).await.failed(1);
+    assert!(said.contains("does not permit it"), "{said}");
+    worker.stop().await;
+}
+
+/// Who looks, retries and cancels: a reader and a worker in Postgres, a publisher in RabbitMQ, and default settings.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_retries_and_cancels_with_a_publishers_permissions() {
+    let stage = Stage::with_ladder(&["200ms", "1h"]).await;
+    let config = stage.config();
+    let worker = stage.worker_with(config);
+    let mut binary = binary_as(&stage, "cliquet_operator").await;
+    binary.set("CLIQUET_LADDER", "200ms, 1h");
+    let queue = stage.queues.name(Place::Work);
+    let publisher = broker_user(
+        &stage,
+        "cliquet_test_publisher",
+        &["--queue", &queue, "publisher"],
+    )
+    .await;
+    binary.set("AMQP_URL", &publisher);
+    let [retried, cancelled] = [
+        stage.publish("a:after:3600000,ok").await,
+        stage.publish("a:after:3600000,ok").await,
+    ];
+    stage.reaches(retried, "RETRYING").await;
+    stage.reaches(cancelled, "RETRYING").await;
+    binary.run(&["retry", &retried.to_string()]).await.done();
+    stage.reaches(retried, "SUCCESS").await;
+    binary.run(&["cancel", &cancelled.to_string()]).await.done();
+    stage.reaches(cancelled, "CANCELLED").await;
+    binary.show(retried).await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publisher_of_messages_publishes_and_takes_nothing() {
     let stage = Stage::new().await;
     let queue = stage.queues.name(Place::Work);
-    let publisher = permissions(&["--json", "--queue", &queue, "publisher", "bob"]);
-    let Some(amqp_url) =
-        broker_as(&stage.queues.amqp_url, "cliquet_test_publisher", &publisher).await
-    else {
-        panic!("this test needs the broker's management API: set RABBITMQ_MANAGEMENT_URL");
-    };
+    let amqp_url = broker_user(
+        &stage,
+        "cliquet_test_publisher",
+        &["--queue", &queue, "publisher"],
+    )
+    .await;
+    // `declare` is on, as it is by default: who may not make queues publishes all the same.
     let mut binary = Binary::with(&stage.queues, "");
     binary.set("AMQP_URL", &amqp_url);
-    binary.set("CLIQUET_DECLARE", "false");
     let id = Uuid::now_v7();
     let message = body(id, "a:ok");
     let printed = binary.feed(&["publish", "-"], &message).await.done();
@@ -317,18 +442,15 @@ async fn a_publisher_of_messages_publishes_and_takes_nothing() {
     }
 
     // It is write that lets it publish, and doctor tells who lacks it.
-    let nothing = permissions(&["--json", "reader", "eve"]);
-    let reader = broker_as(&stage.queues.amqp_url, "cliquet_test_reader", &nothing).await;
-    binary.set("AMQP_URL", &reader.unwrap());
+    let reader = broker_user(&stage, "cliquet_test_reader", &["reader"]).await;
+    binary.set("AMQP_URL", &reader);
     binary.set("DATABASE_URL", &stage.database);
-    let doctor = binary
-        .run(&["doctor", "--for", "publisher", "--json"])
-        .await;
-    let rights = doctor
-        .out
-        .lines()
-        .find(|line| line.contains("rabbitmq.permissions"));
-    assert!(rights.unwrap().contains("lacks write"), "{doctor:?}");
+    let doctor = binary.run(&["doctor", "--json"]).await;
+    let rights = told(&doctor, "rabbitmq.permissions");
+    assert!(
+        rights.contains("lacks configure") && rights.contains("; and write"),
+        "{rights}"
+    );
 
     let worker = stage.worker();
     stage.reaches(id, "SUCCESS").await;
@@ -362,4 +484,157 @@ async fn a_worker_that_lacks_a_right_says_so_at_once_and_takes_no_job() {
         1,
         "nobody took it"
     );
+}
+
+fn roles() -> String {
+    std::fs::read_to_string(deploy("postgres-roles.sql")).unwrap()
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+    let ran = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(connection)
+        .await;
+    ran.map(drop)
+}
+
+async fn has(connection: &mut PgConnection, user: &str, table: &str, right: &str) -> bool {
+    sqlx::query_scalar("SELECT has_table_privilege($1, $2, $3)")
+        .bind(user)
+        .bind(table)
+        .bind(right)
+        .fetch_one(connection)
+        .await
+        .unwrap()
+}
+
+/// The file is run while workers work: nobody waits for it, and it waits for nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_roles_are_made_again_while_the_tables_are_in_use() {
+    let stage = Stage::new().await;
+    let mut user = enters(&stage, "cliquet_worker").await;
+    run(
+        &mut user,
+        "BEGIN; UPDATE cliquet.workers SET seen_at = now(); LOCK TABLE cliquet.jobs, cliquet.tasks IN ROW EXCLUSIVE MODE",
+    )
+    .await
+    .unwrap();
+    let mut admin = PgConnection::connect(&stage.database).await.unwrap();
+    let ran = tokio::time::timeout(Duration::from_secs(30), run(&mut admin, &roles())).await;
+    ran.expect("it waits for those who use the tables").unwrap();
+    run(&mut user, "SELECT FROM cliquet.jobs; COMMIT")
+        .await
+        .unwrap();
+}
+
+/// psql sends one statement after the other. When it ends in the middle, nobody has lost a right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_roles_that_is_cut_short_changes_nothing() {
+    let stage = Stage::new().await;
+    let mut admin = PgConnection::connect(&stage.database).await.unwrap();
+    let roles = roles();
+    let (half, _) = roles.split_once("GRANT SELECT ON ALL TABLES").unwrap();
+    assert!(half.contains("REVOKE ALL ON ALL TABLES"));
+    let name = url::Url::parse(&stage.database).unwrap();
+    let name = name.path().trim_start_matches('/');
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut psql = Command::new(root.join("deploy/dev"))
+        .args(["psql", "-q", "-v", "ON_ERROR_STOP=1", "-d", name, "-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = psql.stdin.take().unwrap();
+    stdin.write_all(half.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(psql.wait().unwrap().success());
+    assert!(has(&mut admin, "cliquet_worker", "cliquet.jobs", "INSERT").await);
+}
+
+/// No superuser: one who may create roles and owns the database. Under names of their own, since roles are the whole
+/// server's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_roles_are_made_by_one_who_creates_roles_and_owns_the_database() {
+    let tag = format!("t{}", Uuid::new_v4().simple());
+    let roles = ["owner", "worker", "publisher", "reader"]
+        .iter()
+        .fold(roles(), |text, role| {
+            text.replace(&format!("cliquet_{role}"), &format!("{tag}_{role}"))
+        });
+    let mut superuser = PgConnection::connect(&database_url()).await.unwrap();
+    for statement in [
+        format!("CREATE ROLE {tag}_admin LOGIN CREATEROLE PASSWORD 'least'"),
+        format!("CREATE DATABASE {tag} OWNER {tag}_admin"),
+    ] {
+        run(&mut superuser, &statement).await.unwrap();
+    }
+    let url = |user: &str| {
+        let mut url = url::Url::parse(&database_url()).unwrap();
+        url.set_path(&tag);
+        url.set_username(&format!("{tag}_{user}")).unwrap();
+        url.set_password(Some("least")).unwrap();
+        String::from(url)
+    };
+    let mut binary = Binary::bare();
+    // What another role has migrated before becomes the owner's.
+    binary.set("DATABASE_URL", &url("admin"));
+    binary.run(&["migrate"]).await.done();
+    let mut admin = PgConnection::connect(&url("admin")).await.unwrap();
+    let mut user = PgConnection::connect(&url("admin")).await.unwrap();
+    run(
+        &mut user,
+        "BEGIN; LOCK TABLE cliquet.tasks IN ROW SHARE MODE",
+    )
+    .await
+    .unwrap();
+    // A table changes its owner and is in use: it gives up, and nothing has changed.
+    let hurried = roles.replace("lock_timeout = '5s'", "lock_timeout = '100ms'");
+    let refused = run(&mut admin, &hurried).await.unwrap_err();
+    let code = refused.as_database_error().and_then(|error| error.code());
+    assert_eq!(code.as_deref(), Some("55P03"), "{refused}");
+    run(&mut admin, "ROLLBACK").await.unwrap();
+    run(&mut user, "ROLLBACK").await.unwrap();
+    let made: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM pg_roles WHERE rolname LIKE $1 || '%'")
+            .bind(&tag)
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
+    assert_eq!(made, 1, "only the admin's own");
+
+    for _ in 0..2 {
+        run(&mut admin, &roles).await.unwrap();
+    }
+    let owners: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'cliquet'",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .unwrap();
+    assert_eq!(owners, [format!("{tag}_owner")]);
+    for role in ["worker", "publisher", "reader"] {
+        let user =
+            format!("CREATE ROLE {tag}_of_{role} LOGIN PASSWORD 'least' IN ROLE {tag}_{role}");
+        run(&mut admin, &user).await.unwrap();
+        binary.set("DATABASE_URL", &url(&format!("of_{role}")));
+        let doctor = binary.run(&["doctor", "--json", "--for", role]).await;
+        let rights = told(&doctor, "postgres.privileges");
+        assert!(rights.contains(r#""state":"ok""#), "{rights}");
+    }
+    drop((admin, user));
+    run(&mut superuser, &format!("DROP DATABASE {tag} WITH (FORCE)"))
+        .await
+        .unwrap();
+    for role in [
+        "of_worker",
+        "of_publisher",
+        "of_reader",
+        "worker",
+        "publisher",
+        "reader",
+        "owner",
+        "admin",
+    ] {
+        run(&mut superuser, &format!("DROP ROLE {tag}_{role}"))
+            .await
+            .unwrap();
+    }
 }

@@ -9,6 +9,7 @@ mod fail;
 mod group;
 mod message;
 mod presence;
+mod privileges;
 mod schema;
 mod suspect;
 mod table;

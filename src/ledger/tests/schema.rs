@@ -123,3 +123,27 @@ async fn the_constraints_refuse_states_that_cannot_be() {
         assert!(refusal.contains(constraint), "{change}: {refusal}");
     }
 }
+
+/// What breaks while the list is read is no damage of the list: who asks waits, and asks again.
+#[tokio::test]
+async fn a_connection_that_breaks_during_a_check_is_waited_for() {
+    let database = Database::new().await;
+    let mut lock = database.connect().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE cliquet.migrations IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut lock)
+        .await
+        .unwrap();
+    let address = database.address.clone();
+    let checked = tokio::spawn(async move { check(&address).await });
+    let end = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND application_name = 'cliquet schema' AND wait_event_type = 'Lock') AS ended";
+    while database.value::<i64>(end).await == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    match checked.await.unwrap() {
+        Err(LedgerError::Unavailable(sentence)) => {
+            assert!(sentence.contains("administrator command"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -3,8 +3,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Finding, postgres::Facts};
+use super::{Finding, RETRY_PARKED, postgres::Facts};
 use crate::{
+    broker::shell_word,
     job::JobId,
     ledger::{Backlog, LedgerError, ParkedGroup, Suspect, WorkerFacts},
     ops::words::Span,
@@ -86,7 +87,7 @@ fn judge_living(workers: &[WorkerFacts], queue: &str) -> Finding {
         return Finding::problem(
             WORKERS,
             format!("no worker lives for the queue {queue}"),
-            "start one: cliquet work --config cliquet.toml",
+            "start one: `cliquet work --config cliquet.toml`",
         );
     }
     if let Some(absent) = living.iter().find(|worker| !worker.locked) {
@@ -130,7 +131,7 @@ fn judge_silent(workers: &[WorkerFacts]) -> Vec<Finding> {
                     Span(worker.silent_for)
                 ),
                 format!(
-                    "on {}: kill -9 {}. Its jobs go on elsewhere, and whatever it still writes has no effect",
+                    "on {}: `kill -9 {}`. Its jobs go on elsewhere, and whatever it still writes has no effect",
                     worker.host, worker.pid
                 ),
             )
@@ -234,7 +235,10 @@ fn judge_stuck(workers: &[WorkerFacts], nobodys: i64) -> Vec<Finding> {
                         worker.queue
                     )
                 } else {
-                    "cliquet jobs --status PROCESSING lists them, cliquet retry ID sends one's message again; look into the workers' logs for why the reconciler does not".to_owned()
+                    format!(
+                        "{}; look into the workers' logs for why the reconciler does not",
+                        send_again(Some(&worker.name))
+                    )
                 },
             )
         } else {
@@ -249,7 +253,7 @@ fn judge_stuck(workers: &[WorkerFacts], nobodys: i64) -> Vec<Finding> {
         findings.push(Finding::problem(
             STUCK,
             format!("{nobodys} jobs are held by workers that the ledger has forgotten"),
-            "cliquet jobs --status PROCESSING lists them, cliquet retry ID sends one's message again",
+            send_again(None),
         ));
     }
     if findings.is_empty() {
@@ -259,6 +263,18 @@ fn judge_stuck(workers: &[WorkerFacts], nobodys: i64) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Sends the messages of what a dead worker holds again. One that lives may have the same name: what it runs it keeps.
+fn send_again(holder: Option<&str>) -> String {
+    let filter = format!(
+        "select(.holder == {}) | .id",
+        serde_json::Value::from(holder)
+    );
+    format!(
+        "`cliquet jobs --status PROCESSING --limit 100000 --json | jq -r {} | xargs cliquet retry` sends their messages again, and the next worker takes them over",
+        shell_word(&filter)
+    )
 }
 
 fn judge_waiting(
@@ -273,7 +289,12 @@ fn judge_waiting(
         let queue = &waiting.queue;
         let (oldest, unsent) = (span(waiting.oldest), span(waiting.oldest_unsent));
         let all = waiting.due + waiting.later + waiting.unsent;
-        let start = || format!("start a worker on it: CLIQUET_QUEUE={queue} cliquet work");
+        let start = || {
+            format!(
+                "start a worker on it: `CLIQUET_QUEUE={} cliquet work`",
+                shell_word(queue)
+            )
+        };
         if !lives_on(workers, queue) {
             findings.push(Finding::problem(
                 WAITING,
@@ -305,7 +326,7 @@ fn judge_waiting(
                     waiting.due,
                     Span(oldest)
                 ),
-                format!("cliquet retry {example} sends its message again; look into the workers' logs for why the reconciler does not"),
+                format!("`cliquet retry {example}` sends its message again; look into the workers' logs for why the reconciler does not"),
             ));
         } else if oldest > LONG_WAIT {
             findings.push(Finding::warning(
@@ -358,7 +379,9 @@ fn judge_parked(parked: &[ParkedGroup]) -> Finding {
             "{all} jobs were given up: {}",
             groups.collect::<Vec<_>>().join("; ")
         ),
-        "cliquet show ID tells everything about one; once the cause is mended: cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry",
+        format!(
+            "`cliquet show ID` tells everything about one; once the cause is mended: {RETRY_PARKED}"
+        ),
     )
 }
 
@@ -381,7 +404,7 @@ fn judge_suspects(suspects: &[Suspect]) -> Finding {
             suspects.len(),
             jobs.collect::<Vec<_>>().join(", ")
         ),
-        "look for why in the system's log (out of memory?); after `crash_limit` deaths a job is parked, and cliquet cancel ID ends one now",
+        "look for why in the system's log (out of memory?); after `crash_limit` deaths a job is parked, and `cliquet cancel ID` ends one now",
     )
 }
 
@@ -451,7 +474,7 @@ mod tests {
         };
         let finding = judge_silent(&[hanging]).remove(0);
         assert_eq!(finding.state, State::Problem);
-        assert!(finding.remedy.unwrap().contains("on here: kill -9 7"));
+        assert!(finding.remedy.unwrap().contains("on here: `kill -9 7`"));
     }
 
     #[test]

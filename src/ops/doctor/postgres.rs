@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::Finding;
+use super::{Finding, State};
 use crate::{
     config::Config,
     ledger::{
-        Backlog, Duty, Health, LedgerAddress, LedgerError, ParkedGroup, Plan, Server, Suspect,
-        Table, WorkerFacts, check,
+        Backlog, Duty, Health, LedgerAddress, LedgerError, Limit, ParkedGroup, Plan, Server,
+        Setting, Standing, Suspect, Table, WorkerFacts,
     },
     ops::words::Span,
 };
@@ -41,79 +41,136 @@ pub(super) struct Facts {
     pub(super) suspects: Result<Vec<Suspect>, LedgerError>,
 }
 
+impl Facts {
+    /// Why there are none, where Postgres stopped to answer.
+    fn silence(&self) -> Option<String> {
+        let errors = [
+            self.workers.as_ref().err(),
+            self.held_by_nobody.as_ref().err(),
+            self.parked.as_ref().err(),
+            self.backlog.as_ref().err(),
+            self.suspects.as_ref().err(),
+        ];
+        let mut errors = errors.into_iter().flatten();
+        errors
+            .find(|error| matches!(error, LedgerError::Unavailable(_)))
+            .map(ToString::to_string)
+    }
+}
+
 /// Asks Postgres everything, and judges the server. What could not be asked is left out.
 pub(super) async fn examine(
     address: &LedgerAddress,
     duty: Duty,
     config: &Config,
 ) -> (Vec<Finding>, Option<Facts>) {
-    let mut findings = Vec::new();
     let begun = Instant::now();
     let mut health = match Health::open(address).await {
         Ok(health) => health,
         Err(error) => {
-            findings.push(Finding::problem(
+            let finding = Finding::problem(
                 CONNECTION,
                 error.to_string(),
                 "start Postgres, mend DATABASE_URL, or open the way to it; workers keep their deliveries until it is back",
-            ));
-            return (findings, None);
+            );
+            return (vec![finding], None);
         }
     };
     let took = begun.elapsed();
-    findings.push(Finding::well(
-        CONNECTION,
-        format!("{address} let us in within {}", Span(took)),
-    ));
-    let role = match health.server().await {
-        Ok(server) => {
-            findings.extend(judge_server(&server, config));
-            server.role
+    let mut findings = Vec::new();
+    let (facts, silence) = match ask(&mut health, duty, config, &mut findings).await {
+        Ok(facts) => {
+            let silence = facts.as_ref().and_then(Facts::silence);
+            (facts, silence)
         }
-        Err(error) => {
-            findings.push(Finding::unchecked(VERSION, error.to_string()));
-            return (findings, None);
-        }
+        Err(error) => (None, Some(error.to_string())),
     };
-    if matches!(health.hides_migrations().await, Ok(true)) {
+    findings.push(match silence {
+        None => Finding::well(
+            CONNECTION,
+            format!("{address} let us in within {}", Span(took)),
+        ),
+        Some(error) => Finding::problem(
+            CONNECTION,
+            format!("{address} let us in, and then: {error}"),
+            "look into Postgres's log; what waits for a lock, and who has it: `SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE wait_event_type = 'Lock'`",
+        ),
+    });
+    (findings, facts)
+}
+
+/// Asks on an open connection. The facts are missing where the database is not migrated.
+///
+/// # Errors
+/// What every other answer rests on was not told.
+async fn ask(
+    health: &mut Health,
+    duty: Duty,
+    config: &Config,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<Facts>, LedgerError> {
+    let server = health.server().await?;
+    let role = &server.role;
+    findings.extend(judge_server(&server, config));
+    if health.hides_migrations().await? {
         findings.push(Finding::unchecked(
             MIGRATIONS,
             format!("the role {role} may not read the list of migrations"),
         ));
     } else {
-        let (migrated, newer) = (check(address).await, health.newer_migrations().await);
-        findings.push(judge_migrations(&migrated, &newer));
-        if migrated.is_err() {
-            return (findings, None);
+        match health.standing().await {
+            Ok(Standing::Fits) => {
+                findings.push(judge_newer(&health.newer_migrations().await?));
+            }
+            Ok(amiss) => findings.push(judge_standing(&amiss)),
+            Err(LedgerError::Schema(sentence)) => {
+                findings.push(judge_standing(&Standing::Foreign(sentence)));
+            }
+            Err(error) => return Err(error),
+        }
+        let fits =
+            |finding: &Finding| finding.check != MIGRATIONS || finding.state != State::Problem;
+        if !findings.iter().all(fits) {
+            return Ok(None);
         }
     }
-    findings.push(match health.lacking(duty, &role).await {
-        Ok(lacking) => judge_privileges(&role, duty, &lacking),
-        Err(error) => Finding::unchecked(PRIVILEGES, error.to_string()),
-    });
-    if duty == Duty::Worker {
-        findings.push(match health.plans().await {
-            Ok(plans) => judge_plans(&plans),
-            Err(error) => Finding::unchecked(PLANS, error.to_string()),
-        });
-    } else {
-        findings.push(Finding::unchecked(
+    findings.push(told(
+        PRIVILEGES,
+        health.lacking(duty, role).await,
+        |lacking| judge_privileges(role, duty, &lacking),
+    )?);
+    findings.push(match duty {
+        Duty::Worker => told(PLANS, health.plans().await, |plans| judge_plans(&plans))?,
+        _ => Finding::unchecked(
             PLANS,
             "only a worker's role may ask for the plans of its statements",
-        ));
-    }
+        ),
+    });
     match health.tables().await {
-        Ok(tables) => findings.extend(judge_tables(&tables)),
+        Ok(tables) => findings.extend(judge_vacuum(&server, &tables)),
+        Err(error @ LedgerError::Unavailable(_)) => return Err(error),
         Err(error) => findings.push(Finding::unchecked(AUTOVACUUM, error.to_string())),
     }
-    let facts = Facts {
+    Ok(Some(Facts {
         workers: health.workers().await,
         held_by_nobody: health.held_by_nobody().await,
         parked: health.parked().await,
         backlog: health.backlog().await,
         suspects: health.suspects().await,
-    };
-    (findings, Some(facts))
+    }))
+}
+
+/// Judges an answer. What Postgres refuses to tell is unchecked; that it does not answer at all is an error.
+fn told<T>(
+    check: &'static str,
+    answer: Result<T, LedgerError>,
+    judge: impl FnOnce(T) -> Finding,
+) -> Result<Finding, LedgerError> {
+    match answer {
+        Ok(facts) => Ok(judge(facts)),
+        Err(error @ LedgerError::Unavailable(_)) => Err(error),
+        Err(error) => Ok(Finding::unchecked(check, error.to_string())),
+    }
 }
 
 fn judge_server(server: &Server, config: &Config) -> Vec<Finding> {
@@ -123,13 +180,6 @@ fn judge_server(server: &Server, config: &Config) -> Vec<Finding> {
         judge_durability(server),
         judge_connections(server, config),
     ];
-    if !server.autovacuum {
-        findings.push(Finding::problem(
-            AUTOVACUUM,
-            "autovacuum is switched off: the tables grow with every task, and lists become slow",
-            "ALTER SYSTEM SET autovacuum = on, and track_counts = on; then reload Postgres",
-        ));
-    }
     let oldest = Duration::try_from_secs_f64(server.oldest_transaction).unwrap_or_default();
     findings.push(if oldest > LONG {
         Finding::warning(
@@ -138,7 +188,7 @@ fn judge_server(server: &Server, config: &Config) -> Vec<Finding> {
                 "a transaction in this database has been open for {}: nothing that ended since can be vacuumed",
                 Span(oldest)
             ),
-            "find it by xact_start in pg_stat_activity, and end it with pg_terminate_backend(pid)",
+            "`SELECT pid, usename, application_name, xact_start FROM pg_stat_activity ORDER BY xact_start` tells whose it is, pg_terminate_backend(pid) ends it",
         )
     } else {
         Finding::well(
@@ -168,70 +218,112 @@ fn judge_writable(server: &Server) -> Finding {
         return Finding::problem(
             WRITABLE,
             "this server is a standby: it takes no writes, and workers wait",
-            "point DATABASE_URL at the primary, or promote this one: pg_ctl promote",
+            "point DATABASE_URL at the primary, or promote this one: `pg_ctl promote`",
         );
     }
     if server.read_only {
+        let default = server.setting("default_transaction_read_only");
         return Finding::problem(
             WRITABLE,
             "transactions are read-only here: workers wait",
-            format!(
-                "ALTER ROLE \"{}\" SET default_transaction_read_only = off (or ALTER DATABASE, or ALTER SYSTEM, where it was set)",
-                server.role
-            ),
+            match default {
+                // This very session is read-only, too.
+                Some(setting) => mend(server, setting, "off").replacen(
+                    '`',
+                    "`SET default_transaction_read_only = off; ",
+                    1,
+                ),
+                None => "find out why in `SHOW transaction_read_only`".into(),
+            },
         );
     }
     Finding::well(WRITABLE, "it is a primary and takes writes")
 }
 
 fn judge_durability(server: &Server) -> Finding {
-    let off: Vec<_> = [
-        ("fsync", server.fsync),
-        ("full_page_writes", server.full_page_writes),
-        ("synchronous_commit", server.synchronous_commit != "off"),
-    ]
-    .into_iter()
-    .filter(|(_, on)| !on)
-    .map(|(name, _)| name)
-    .collect();
+    let off: Vec<_> = ["fsync", "full_page_writes", "synchronous_commit"]
+        .into_iter()
+        .filter_map(|name| server.setting(name))
+        .filter(|setting| setting.value == "off")
+        .collect();
     if off.is_empty() {
+        let commit = server.setting("synchronous_commit");
         return Finding::well(
             DURABILITY,
             format!(
                 "fsync and full_page_writes are on, synchronous_commit is {}",
-                server.synchronous_commit
+                commit.map_or("on", |setting| &setting.value)
             ),
         );
     }
     Finding::problem(
         DURABILITY,
         format!(
-            "{} off: a crash of the server takes back commits, and with them tasks whose messages are acknowledged already",
-            match off.as_slice() {
-                [one] => format!("{one} is"),
-                several => format!("{} are", several.join(" and ")),
-            }
+            "{}: a crash of the server takes back commits, and with them tasks whose messages are acknowledged already",
+            are_off(&off)
         ),
-        format!(
-            "ALTER SYSTEM SET {} = on, and reload Postgres; or, where only a role or this database has it, ALTER ROLE \"{}\" or ALTER DATABASE … RESET it",
-            off.join(" = on, SET "),
-            server.role
-        ),
+        mend_all(server, &off),
     )
 }
 
-fn judge_connections(server: &Server, config: &Config) -> Finding {
-    let free = server.sessions_allowed - server.sessions;
-    let needs = OWN_SESSIONS + config.lanes as i64 + i64::from(config.handler_connections);
-    let found = format!(
-        "{} of {} sessions are in use; a worker with these settings may need {needs}",
-        server.sessions, server.sessions_allowed
+/// `fsync is off`, `fsync and full_page_writes are off`.
+fn are_off(off: &[&Setting]) -> String {
+    let names: Vec<_> = off.iter().map(|setting| setting.name.as_str()).collect();
+    let are = if off.len() == 1 { "is" } else { "are" };
+    format!("{} {are} off", names.join(" and "))
+}
+
+fn mend_all(server: &Server, off: &[&Setting]) -> String {
+    let mended: Vec<_> = off
+        .iter()
+        .map(|setting| mend(server, setting, "on"))
+        .collect();
+    mended.join("; and ")
+}
+
+/// What puts a setting right, there where it was set. It may be set in another place as well, which shows at the next look.
+fn mend(server: &Server, setting: &Setting, value: &str) -> String {
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let (name, login, database) = (
+        &setting.name,
+        quoted(&server.login),
+        quoted(&server.database),
     );
-    if free < needs {
+    match setting.source.as_str() {
+        "database" => format!("`ALTER DATABASE {database} RESET {name}`"),
+        "user" => format!("`ALTER ROLE {login} RESET {name}`"),
+        "database user" => format!("`ALTER ROLE {login} IN DATABASE {database} RESET {name}`"),
+        "global" => format!("`ALTER ROLE ALL RESET {name}`"),
+        "client" => format!("take {name} out of the options of DATABASE_URL, or out of PGOPTIONS"),
+        "command line" => format!(
+            "take {name} out of the options that Postgres is started with, and start it again"
+        ),
+        _ => format!("`ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf()`"),
+    }
+}
+
+fn judge_connections(server: &Server, config: &Config) -> Finding {
+    let needs = OWN_SESSIONS + config.lanes as i64 + i64::from(config.handler_connections);
+    let free = |limit: &&Limit| limit.allowed - limit.used;
+    let Some(narrowest) = server.limits.iter().min_by_key(free) else {
+        return Finding::unchecked(CONNECTIONS, "Postgres does not tell its limits");
+    };
+    let found = format!(
+        "{} of {} sessions of {} are in use; a worker with these settings may need {needs}",
+        narrowest.used, narrowest.allowed, narrowest.whose
+    );
+    if free(&narrowest) < needs {
+        let raise = match narrowest.whose.as_str() {
+            "the database" => "the database's CONNECTION LIMIT",
+            "the role" => "the role's CONNECTION LIMIT",
+            _ => "max_connections in Postgres",
+        };
         return Finding::warning(
             CONNECTIONS,
             found,
-            "lower `handler_connections` in cliquet.toml, raise max_connections in Postgres, or put PgBouncer before other programs (session mode: a worker keeps an advisory lock)",
+            format!(
+                "lower `handler_connections` in cliquet.toml, raise {raise}, or put PgBouncer before other programs (session mode: a worker keeps an advisory lock)"
+            ),
         );
     }
     Finding::well(CONNECTIONS, found)
@@ -258,33 +350,40 @@ fn judge_privileges(role: &str, duty: Duty, lacking: &[crate::ledger::Lacking]) 
             rights.join("; ")
         ),
         format!(
-            "make it a member of cliquet_{word} (deploy/postgres-roles.sql), or: {}",
+            "make it a member of cliquet_{word} (deploy/postgres-roles.sql), or: `{}`",
             grants.join("; ")
         ),
     )
 }
 
-fn judge_migrations(
-    migrated: &Result<(), LedgerError>,
-    newer: &Result<Vec<String>, LedgerError>,
-) -> Finding {
-    match (migrated, newer) {
-        (Err(error @ LedgerError::Schema(_)), _) => Finding::problem(
+fn judge_standing(standing: &Standing) -> Finding {
+    match standing {
+        Standing::Fits => judge_newer(&[]),
+        Standing::Lacks(sentence) => Finding::problem(
             MIGRATIONS,
-            error.to_string(),
-            "cliquet migrate, as the role that owns the tables",
+            sentence,
+            "`cliquet migrate`, as the role that owns the tables",
         ),
-        (Err(error), _) => Finding::unchecked(MIGRATIONS, error.to_string()),
-        (Ok(()), Ok(newer)) if !newer.is_empty() => Finding::warning(
+        Standing::Foreign(sentence) => Finding::problem(
             MIGRATIONS,
-            format!(
-                "the database was migrated by a newer cliquet: it has {}",
-                newer.join(", ")
-            ),
-            "nothing is wrong while a deployment is under way; otherwise bring this binary up to date",
+            sentence,
+            "run the cliquet that migrated it, or point DATABASE_URL at another database; `cliquet migrate` does not mend this",
         ),
-        (Ok(()), _) => Finding::well(MIGRATIONS, "all are applied, and none was changed"),
     }
+}
+
+fn judge_newer(newer: &[String]) -> Finding {
+    if newer.is_empty() {
+        return Finding::well(MIGRATIONS, "all are applied, and none was changed");
+    }
+    Finding::warning(
+        MIGRATIONS,
+        format!(
+            "the database was migrated by a newer cliquet: it has {}",
+            newer.join(", ")
+        ),
+        "nothing is wrong while a deployment is under way; otherwise bring this binary up to date",
+    )
 }
 
 fn judge_plans(plans: &[Plan]) -> Finding {
@@ -307,19 +406,34 @@ fn judge_plans(plans: &[Plan]) -> Finding {
             "statements that every task needs read whole tables: {}. An index is missing or invalid",
             complaints.join("; ")
         ),
-        "compare the indexes with migrations/0001_jobs_and_tasks.sql and make what is missing; one that is invalid: REINDEX SCHEMA cliquet",
+        "compare the indexes with migrations/0001_jobs_and_tasks.sql and make what is missing; one that is invalid: `REINDEX SCHEMA cliquet`",
     )
 }
 
-fn judge_tables(tables: &[Table]) -> Vec<Finding> {
+fn judge_vacuum(server: &Server, tables: &[Table]) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let off: Vec<_> = ["autovacuum", "track_counts"]
+        .into_iter()
+        .filter_map(|name| server.setting(name))
+        .filter(|setting| setting.value == "off")
+        .collect();
+    if !off.is_empty() {
+        findings.push(Finding::problem(
+            AUTOVACUUM,
+            format!(
+                "{}: no table is vacuumed by itself, they grow with every task, and lists become slow",
+                are_off(&off)
+            ),
+            mend_all(server, &off),
+        ));
+    }
     for table in tables {
         if table.vacuum_off {
             findings.push(Finding::problem(
                 AUTOVACUUM,
                 format!("autovacuum is switched off for the table {}", table.name),
                 format!(
-                    "ALTER TABLE cliquet.{} RESET (autovacuum_enabled)",
+                    "`ALTER TABLE cliquet.{} RESET (autovacuum_enabled)`",
                     table.name
                 ),
             ));
@@ -332,7 +446,7 @@ fn judge_tables(tables: &[Table]) -> Vec<Finding> {
                     table.name, table.dead, table.live
                 ),
                 format!(
-                    "VACUUM cliquet.{}; if they stay, something keeps them: an old transaction, a prepared one or a replication slot",
+                    "`VACUUM cliquet.{}`; if they stay, something keeps them: an old transaction, a prepared one or a replication slot",
                     table.name
                 ),
             ));
@@ -350,27 +464,56 @@ fn judge_tables(tables: &[Table]) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::State, *};
+    use super::*;
 
     fn server() -> Server {
+        let setting = |(name, value): (&str, &str)| Setting {
+            name: name.into(),
+            value: value.into(),
+            source: "configuration file".into(),
+        };
+        let settings = [
+            ("fsync", "on"),
+            ("full_page_writes", "on"),
+            ("synchronous_commit", "local"),
+            ("autovacuum", "on"),
+            ("track_counts", "on"),
+            ("default_transaction_read_only", "on"),
+        ];
         Server {
             version: "15.18".into(),
             version_number: 150_018,
             role: "ada".into(),
+            login: "ada".into(),
+            database: "shop".into(),
             standby: false,
             read_only: false,
-            fsync: true,
-            full_page_writes: true,
-            synchronous_commit: "on".into(),
-            autovacuum: true,
-            sessions_allowed: 97,
-            sessions: 10,
+            settings: settings.map(setting).to_vec().into(),
+            limits: vec![limit("the server", 97, 10)].into(),
             oldest_transaction: 1.5,
         }
     }
 
+    fn limit(whose: &str, allowed: i64, used: i64) -> Limit {
+        Limit {
+            whose: whose.into(),
+            allowed,
+            used,
+        }
+    }
+
+    fn switch_off(server: &mut Server, name: &str) {
+        for setting in server.settings.iter_mut() {
+            if setting.name == name {
+                setting.value = "off".into();
+            }
+        }
+    }
+
     fn states(server: &Server) -> Vec<(&'static str, State)> {
-        judge_server(server, &Config::default())
+        let mut findings = judge_server(server, &Config::default());
+        findings.extend(judge_vacuum(server, &[]));
+        findings
             .into_iter()
             .filter(|finding| finding.state != State::Ok)
             .map(|finding| {
@@ -384,17 +527,25 @@ mod tests {
     fn each_setting_of_the_server_that_is_wrong_is_found_alone() {
         assert_eq!(states(&server()), []);
         type Spoil = fn(&mut Server);
-        let spoiled: [(&str, State, Spoil); 9] = [
+        let spoiled: [(&str, State, Spoil); 11] = [
             (VERSION, State::Problem, |s| s.version_number = 120_000),
             (WRITABLE, State::Problem, |s| s.standby = true),
             (WRITABLE, State::Problem, |s| s.read_only = true),
-            (DURABILITY, State::Problem, |s| s.fsync = false),
-            (DURABILITY, State::Problem, |s| s.full_page_writes = false),
+            (DURABILITY, State::Problem, |s| switch_off(s, "fsync")),
             (DURABILITY, State::Problem, |s| {
-                s.synchronous_commit = "off".into();
+                switch_off(s, "full_page_writes")
             }),
-            (AUTOVACUUM, State::Problem, |s| s.autovacuum = false),
-            (CONNECTIONS, State::Warning, |s| s.sessions = 60),
+            (DURABILITY, State::Problem, |s| {
+                switch_off(s, "synchronous_commit")
+            }),
+            (AUTOVACUUM, State::Problem, |s| switch_off(s, "autovacuum")),
+            (AUTOVACUUM, State::Problem, |s| {
+                switch_off(s, "track_counts")
+            }),
+            (CONNECTIONS, State::Warning, |s| {
+                s.limits.push(limit("the role", 40, 1));
+            }),
+            (CONNECTIONS, State::Warning, |s| s.limits[0].used = 60),
             (TRANSACTIONS, State::Warning, |s| {
                 s.oldest_transaction = 4_000.0;
             }),
@@ -414,10 +565,33 @@ mod tests {
             dead,
             vacuum_off,
         };
-        let state = |table| judge_tables(&[table])[0].state;
+        let state = |table| judge_vacuum(&server(), &[table])[0].state;
         assert_eq!(state(table(90_000, 10, false)), State::Ok);
         assert_eq!(state(table(400_000, 1_000_000, false)), State::Ok);
         assert_eq!(state(table(600_000, 1_000_000, false)), State::Warning);
         assert_eq!(state(table(0, 0, true)), State::Problem);
+    }
+
+    #[test]
+    fn a_setting_is_mended_there_where_it_was_set() {
+        let mended = |source: &str| {
+            let mut server = server();
+            server.database = "my \"shop".into();
+            switch_off(&mut server, "synchronous_commit");
+            for setting in server.settings.iter_mut() {
+                setting.source = source.into();
+            }
+            judge_durability(&server).remedy.unwrap()
+        };
+        assert_eq!(
+            mended("database user"),
+            "`ALTER ROLE \"ada\" IN DATABASE \"my \"\"shop\" RESET synchronous_commit`"
+        );
+        assert!(mended("client").contains("DATABASE_URL"));
+        assert!(mended("command line").contains("started with"));
+        assert_eq!(
+            mended("configuration file"),
+            "`ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf()`"
+        );
     }
 }

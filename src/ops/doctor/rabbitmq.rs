@@ -1,15 +1,12 @@
-//! RabbitMQ: is it there, does it take messages, are the queues as they must be, and is anything about to stop it?
+//! RabbitMQ over AMQP: is it there, does it take messages, are the queues as they must be, and may this user do its work?
 
 use std::time::Duration;
 
-use humantime::format_duration;
-use serde_json::Value;
-
-use super::Finding;
+use super::{Finding, RETRY_PARKED, management};
 use crate::{
     broker::{
-        Address, BrokerError, BrokerHealth, Identity, ManagedQueue, Management, Node, Permission,
-        Place, Publishing, QueueSpec, QueueState, Topology, look, version,
+        Address, BrokerError, BrokerHealth, Identity, Management, Permission, Place, Publishing,
+        QueueSpec, QueueState, Topology, look, shell_word, version,
     },
     ledger::Duty,
 };
@@ -21,19 +18,13 @@ pub(super) const QUEUES: &str = "rabbitmq.queues";
 pub(super) const CONSUMERS: &str = "rabbitmq.consumers";
 pub(super) const DEAD_QUEUE: &str = "rabbitmq.dead_queue";
 pub(super) const PERMISSIONS: &str = "rabbitmq.permissions";
-pub(super) const CONSUMER_TIMEOUT: &str = "rabbitmq.consumer_timeout";
-pub(super) const ALARMS: &str = "rabbitmq.alarms";
-pub(super) const NODES: &str = "rabbitmq.nodes";
-pub(super) const POLICIES: &str = "rabbitmq.policies";
 
 /// The oldest version that has quorum queues with at-least-once dead-lettering.
 const OLDEST: (u32, u32) = (3, 10);
-/// What RabbitMQ does unless it is told otherwise.
-const USUAL_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// Policies that lose, shorten or hold up what is in a queue of ours.
-const HARMFUL: [&str; 4] = ["message-ttl", "expires", "max-length", "max-length-bytes"];
-/// So much free disk is worth a word whatever the limit is.
-const LITTLE_DISK: u64 = 1 << 30;
+
+/// What to do about an alarm.
+const FREE: &str =
+    "free memory or disk on RabbitMQ's node; `rabbitmq-diagnostics alarms` tells which";
 
 /// Whom to ask, and what for.
 pub(super) struct Broker {
@@ -61,14 +52,14 @@ impl Broker {
         findings.extend(told.map(|version| judge_version(&version)));
         let mut ready = None;
         match looked {
-            Err(error) => findings.push(judge_connection(&error)),
+            Err(error) => findings.push(self.judge_connection(&error)),
             Ok(health) => {
                 findings.push(Finding::well(
                     CONNECTION,
                     format!("{} let us in", self.address),
                 ));
                 ready = ready_in(&health.queues, Place::Work);
-                findings.push(judge_publishing(&health.publishing, self.duty));
+                findings.push(self.judge_publishing(&health.publishing));
                 findings.push(self.judge_queues(&health.queues));
                 findings.extend(judge_traffic(&health.queues));
                 if self.management.is_none() {
@@ -81,46 +72,8 @@ impl Broker {
                 findings.push(self.judge_permissions(&health, permissions));
             }
         }
-        findings.extend(self.examine_management().await);
+        findings.extend(management::examine(&self).await);
         (findings, ready)
-    }
-
-    async fn examine_management(&self) -> Vec<Finding> {
-        let Some(management) = &self.management else {
-            let why = "RABBITMQ_MANAGEMENT_URL is not set, and RabbitMQ tells this nowhere else";
-            return vec![
-                self.judge_consumer_timeout(None),
-                Finding::unchecked(NODES, why),
-                Finding::unchecked(POLICIES, why),
-            ];
-        };
-        let mut findings = match management.nodes().await {
-            Ok(nodes) => judge_nodes(&nodes),
-            Err(sentence) => vec![
-                Finding::unchecked(ALARMS, sentence.clone()),
-                Finding::unchecked(NODES, sentence),
-            ],
-        };
-        let (mut queues, mut refusal) = (Vec::new(), None);
-        for QueueSpec { place, name, .. } in self.topology.queues() {
-            match management.queue(self.address.vhost(), &name).await {
-                Ok(queue) => queues.push((place, name, queue)),
-                // One that is missing is told already; what is refused is refused for all of them.
-                Err(sentence) => {
-                    refusal = Some(sentence);
-                    if queues.is_empty() {
-                        break;
-                    }
-                }
-            }
-        }
-        let work = queues.iter().find(|(place, ..)| *place == Place::Work);
-        findings.push(self.judge_consumer_timeout(work.map(|(_, _, queue)| queue)));
-        findings.push(match refusal {
-            Some(sentence) if queues.is_empty() => Finding::unchecked(POLICIES, sentence),
-            _ => judge_policies(&queues),
-        });
-        findings
     }
 
     fn judge_queues(&self, queues: &[(QueueSpec, QueueState)]) -> Finding {
@@ -140,7 +93,7 @@ impl Broker {
                     1 => first.clone(),
                     count => format!("{count} queues are wrong, the first: {first}"),
                 },
-                "cliquet topology verify tells all of them, each with what to do",
+                "`cliquet topology verify` tells all of them, each with what to do",
             );
         }
         if !missing.is_empty() {
@@ -155,7 +108,7 @@ impl Broker {
                         _ => format!("{} …", missing[..5].join(", ")),
                     }
                 ),
-                "cliquet topology declare makes them",
+                "`cliquet topology declare` makes them",
             );
         }
         Finding::well(
@@ -189,7 +142,7 @@ impl Broker {
         if self.duty == Duty::Worker && self.declares && may_not_declare {
             lacking.push("configure, although `declare` is on");
         }
-        if self.duty != Duty::Reader && matches!(health.publishing, Publishing::Denied(_)) {
+        if self.duty == Duty::Worker && matches!(health.publishing, Publishing::Denied(_)) {
             lacking.push("write on amq.default, where every message is published");
         }
         let told = told.map(|told| {
@@ -209,7 +162,8 @@ impl Broker {
                 PERMISSIONS,
                 format!("the user {user} lacks {}", lacking.join("; and ")),
                 format!(
-                    "deploy/rabbitmq-permissions.sh prints the `rabbitmqctl set_permissions` for {user}; with queues that somebody else makes, set declare = false",
+                    "{}; with queues that somebody else makes, set declare = false",
+                    self.grant()
                 ),
             );
         }
@@ -227,56 +181,103 @@ impl Broker {
             _ => Finding::unchecked(
                 PERMISSIONS,
                 format!(
-                    "{user} may publish{}; whether it may read the work queue is told to administrators only: rabbitmqctl list_user_permissions {user}",
-                    if may_not_declare { "" } else { " and declare" }
+                    "{}; whether {user} may read the work queue is told to administrators only: `rabbitmqctl list_user_permissions {}`",
+                    shown(user, health),
+                    shell_word(user)
                 ),
             ),
         }
     }
 
-    fn judge_consumer_timeout(&self, work: Option<&ManagedQueue>) -> Finding {
-        let told = work.and_then(consumer_timeout);
-        let limit = told.unwrap_or(USUAL_CONSUMER_TIMEOUT);
-        let (ours, limit_words) = (
-            format_duration(self.hand_over_after),
-            format_duration(limit),
-        );
-        let whose = match told {
-            Some(_) => "of the work queue's policy",
-            None => {
-                "that RabbitMQ has unless it is configured otherwise (rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' tells)"
-            }
+    /// How this user is given what it needs.
+    fn grant(&self) -> String {
+        let role = match self.duty {
+            Duty::Worker if self.declares => "worker",
+            Duty::Worker => "--no-declare worker",
+            Duty::Publisher => "publisher",
+            Duty::Reader => "reader",
         };
-        if self.hand_over_after >= limit {
-            return Finding::problem(
-                CONSUMER_TIMEOUT,
-                format!(
-                    "jobs are handed over after {ours}, which is not below the consumer_timeout of {limit_words} {whose}: RabbitMQ takes their messages away first, and ends the channel with all others"
-                ),
-                format!(
-                    "set `hand_over_after` in cliquet.toml well below {limit_words}, or raise the timeout"
-                ),
-            );
-        }
-        Finding::well(
-            CONSUMER_TIMEOUT,
-            format!(
-                "jobs are handed over after {ours}, below the consumer_timeout of {limit_words} {whose}"
-            ),
+        format!(
+            "`deploy/rabbitmq-permissions.sh --vhost {} --queue {} {role} {}` prints the `rabbitmqctl set_permissions` that grants it",
+            shell_word(self.address.vhost()),
+            shell_word(&self.topology.name(Place::Work)),
+            shell_word(self.address.user())
         )
+    }
+
+    fn judge_connection(&self, error: &BrokerError) -> Finding {
+        let (host, port) = (self.address.host(), self.address.port());
+        let user = shell_word(self.address.user());
+        let remedy = match error {
+            BrokerError::Unreachable { .. } => {
+                "start RabbitMQ, mend AMQP_URL, or open the way to it; running jobs go on, and nothing is lost meanwhile".to_owned()
+            }
+            BrokerError::Untrusted { .. } => format!(
+                "mend what it says; `openssl s_client -connect {} -servername {} </dev/null` shows what is offered there",
+                shell_word(&format!("{host}:{port}")),
+                shell_word(host)
+            ),
+            _ => format!(
+                "`rabbitmqctl authenticate_user {user}` (it asks for the password) and `rabbitmqctl list_user_permissions {user}` tell which part is wrong"
+            ),
+        };
+        Finding::problem(CONNECTION, error.to_string(), remedy)
+    }
+
+    fn judge_publishing(&self, publishing: &Publishing) -> Finding {
+        match publishing {
+            Publishing::Works => Finding::well(
+                PUBLISHING,
+                "a message to nowhere came back and was confirmed",
+            ),
+            Publishing::Blocked(reason) => Finding::problem(
+                PUBLISHING,
+                format!(
+                    "RabbitMQ blocks everybody who publishes ({reason}): failures cannot be passed on, and workers take no new jobs"
+                ),
+                FREE,
+            ),
+            Publishing::Denied(sentence) => match self.duty {
+                Duty::Reader => Finding::well(
+                    PUBLISHING,
+                    format!("this user may not publish, as a reader need not: {sentence}"),
+                ),
+                Duty::Publisher => Finding::warning(
+                    PUBLISHING,
+                    format!(
+                        "this user may enqueue jobs in SQL alone, and publish no messages: {sentence}"
+                    ),
+                    format!("nothing, unless it has to: {}", self.grant()),
+                ),
+                Duty::Worker => Finding::problem(
+                    PUBLISHING,
+                    format!("this user may not publish: {sentence}"),
+                    self.grant(),
+                ),
+            },
+            Publishing::Silent(sentence) => Finding::problem(
+                PUBLISHING,
+                format!("a message is not confirmed: {sentence}"),
+                "look into RabbitMQ's log, and at `rabbitmq-diagnostics check_running` and `rabbitmq-diagnostics alarms`",
+            ),
+        }
     }
 }
 
-fn judge_connection(error: &BrokerError) -> Finding {
-    let remedy = match error {
-        BrokerError::Unreachable { .. } => {
-            "start RabbitMQ, mend AMQP_URL, or open the way to it; running jobs go on, and nothing is lost meanwhile"
-        }
-        _ => {
-            "rabbitmqctl authenticate_user USER PASSWORD, and rabbitmqctl list_user_permissions USER, tell which part is wrong"
-        }
-    };
-    Finding::problem(CONNECTION, error.to_string(), remedy)
+/// What of the user's rights has shown.
+fn shown(user: &str, health: &BrokerHealth) -> String {
+    let declared = |(_, state): &(_, QueueState)| matches!(state, QueueState::Right { .. });
+    let may: Vec<_> = [
+        ("publish", health.publishing == Publishing::Works),
+        ("declare", health.queues.iter().any(declared)),
+    ]
+    .into_iter()
+    .filter_map(|(what, shown)| shown.then_some(what))
+    .collect();
+    match may.is_empty() {
+        true => format!("no right of {user} could be tried"),
+        false => format!("{user} may {}", may.join(" and ")),
+    }
 }
 
 fn judge_version(version: &str) -> Finding {
@@ -310,45 +311,18 @@ fn judge_version(version: &str) -> Finding {
     }
 }
 
-fn judge_publishing(publishing: &Publishing, duty: Duty) -> Finding {
-    match publishing {
-        Publishing::Works => Finding::well(
-            PUBLISHING,
-            "a message to nowhere came back and was confirmed",
-        ),
-        Publishing::Blocked(reason) => Finding::problem(
-            PUBLISHING,
-            format!(
-                "RabbitMQ blocks everybody who publishes ({reason}): failures cannot be passed on, and workers take no new jobs"
-            ),
-            "free memory or disk on its node; rabbitmq-diagnostics alarms tells which",
-        ),
-        Publishing::Denied(sentence) if duty == Duty::Reader => Finding::well(
-            PUBLISHING,
-            format!("this user may not publish, as a reader need not: {sentence}"),
-        ),
-        Publishing::Denied(sentence) => Finding::problem(
-            PUBLISHING,
-            format!("this user may not publish: {sentence}"),
-            "grant it write on amq.default: deploy/rabbitmq-permissions.sh prints the command",
-        ),
-        Publishing::Silent(sentence) => Finding::problem(
-            PUBLISHING,
-            format!("a message is not confirmed: {sentence}"),
-            "look into RabbitMQ's log, and at rabbitmq-diagnostics check_running and alarms",
-        ),
-    }
-}
-
 fn judge_alarms_by_publishing(publishing: &Publishing) -> Finding {
     match publishing {
-        Publishing::Works => Finding::well(ALARMS, "none that blocks publishers"),
+        Publishing::Works => Finding::well(management::ALARMS, "none that blocks publishers"),
         Publishing::Blocked(reason) => Finding::problem(
-            ALARMS,
+            management::ALARMS,
             format!("publishers are blocked: {reason}"),
-            "free memory or disk on RabbitMQ's node; rabbitmq-diagnostics alarms tells which",
+            FREE,
         ),
-        _ => Finding::unchecked(ALARMS, "only a user that may publish is told of alarms"),
+        _ => Finding::unchecked(
+            management::ALARMS,
+            "only a user that may publish is told of alarms",
+        ),
     }
 }
 
@@ -376,12 +350,12 @@ fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
             (0, 0) => Finding::warning(
                 CONSUMERS,
                 "nobody consumes the work queue, and nothing waits in it",
-                "start a worker: cliquet work --config cliquet.toml",
+                "start a worker: `cliquet work --config cliquet.toml`",
             ),
             (_, 0) => Finding::problem(
                 CONSUMERS,
                 format!("{ready} messages wait in the work queue and nobody consumes it"),
-                "start a worker: cliquet work --config cliquet.toml",
+                "start a worker: `cliquet work --config cliquet.toml`",
             ),
             _ => Finding::well(CONSUMERS, found),
         });
@@ -395,7 +369,7 @@ fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
             Finding::warning(
                 DEAD_QUEUE,
                 format!("{parked} messages lie in the dead queue; their headers cliquet-reason and cliquet-error say why"),
-                "once the cause is mended, move them back to the work queue in RabbitMQ's dashboard (Move messages), or: cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry",
+                format!("once the cause is mended, move them back to the work queue in RabbitMQ's dashboard (Move messages). Or {RETRY_PARKED}: it leaves these copies where they are, and moved later they do no harm"),
             )
         });
     } else {
@@ -404,159 +378,9 @@ fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
     findings
 }
 
-fn judge_nodes(nodes: &[Node]) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut alarm = |node: &Node, what: &str, remedy: &str| {
-        findings.push(Finding::problem(
-            ALARMS,
-            format!(
-                "{} has a {what} alarm: everybody who publishes is blocked",
-                node.name
-            ),
-            remedy,
-        ));
-    };
-    for node in nodes {
-        if node.mem_alarm {
-            let words = format!(
-                "memory ({} of {} bytes)",
-                node.mem_used.unwrap_or(0),
-                node.mem_limit.unwrap_or(0)
-            );
-            alarm(
-                node,
-                &words,
-                "free memory (rabbitmq-diagnostics memory_breakdown), or raise vm_memory_high_watermark",
-            );
-        }
-        if node.disk_free_alarm {
-            let words = format!(
-                "disk ({} bytes are free, the limit is {})",
-                node.disk_free.unwrap_or(0),
-                node.disk_free_limit.unwrap_or(0)
-            );
-            alarm(
-                node,
-                &words,
-                "free disk on that node, or lower disk_free_limit",
-            );
-        }
-    }
-    if findings.is_empty() {
-        findings.push(Finding::well(
-            ALARMS,
-            format!("none on {} nodes", nodes.len()),
-        ));
-    }
-    findings.push(judge_running(nodes));
-    findings
-}
-
-fn judge_running(nodes: &[Node]) -> Finding {
-    for node in nodes {
-        if !node.running || !node.partitions.is_empty() {
-            return Finding::problem(
-                NODES,
-                format!(
-                    "the node {} {}",
-                    node.name,
-                    if node.running {
-                        "is partitioned from others"
-                    } else {
-                        "does not run"
-                    }
-                ),
-                "rabbitmq-diagnostics cluster_status; start it again, or restart the smaller side of the partition",
-            );
-        }
-        if let (Some(free), Some(limit)) = (node.disk_free, node.disk_free_limit)
-            && free < LITTLE_DISK.max(limit.saturating_mul(2))
-        {
-            return Finding::warning(
-                NODES,
-                format!(
-                    "{} has {free} bytes of disk left; at {limit} it blocks publishers",
-                    node.name
-                ),
-                "free disk on that node",
-            );
-        }
-    }
-    Finding::well(
-        NODES,
-        format!("all {} run, with disk to spare", nodes.len()),
-    )
-}
-
-fn consumer_timeout(queue: &ManagedQueue) -> Option<Duration> {
-    let millis = |map: &serde_json::Map<String, Value>, key| map.get(key).and_then(Value::as_u64);
-    [
-        millis(&queue.effective_policy_definition, "consumer-timeout"),
-        millis(&queue.arguments, "x-consumer-timeout"),
-    ]
-    .into_iter()
-    .flatten()
-    .min()
-    .map(Duration::from_millis)
-}
-
-fn judge_policies(queues: &[(Place, String, ManagedQueue)]) -> Finding {
-    for (_, name, queue) in queues {
-        let policy = &queue.effective_policy_definition;
-        if let Some(key) = HARMFUL.into_iter().find(|key| policy.contains_key(*key)) {
-            return Finding::problem(
-                POLICIES,
-                format!(
-                    "a policy sets {key} = {} for the queue {name}, which loses, shortens or holds up what is in it",
-                    policy.get(key).unwrap_or(&Value::Null)
-                ),
-                "rabbitmqctl list_policies, and narrow the pattern of that policy so that it leaves cliquet's queues out",
-            );
-        }
-        if queue.online.len() * 2 <= queue.members.len() {
-            return Finding::problem(
-                POLICIES,
-                format!(
-                    "of the {} copies of the queue {name} only {} are up: it takes no messages",
-                    queue.members.len(),
-                    queue.online.len()
-                ),
-                "start the nodes that are down: rabbitmq-diagnostics cluster_status",
-            );
-        }
-    }
-    let unacked: u64 = queues
-        .iter()
-        .map(|(_, _, queue)| queue.messages_unacknowledged)
-        .sum();
-    Finding::well(
-        POLICIES,
-        format!("no policy changes what is in the queues; {unacked} messages are with workers"),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::State, *};
-
-    fn broker(hand_over_after: Duration) -> Broker {
-        Broker {
-            address: Address::parse("amqp://ada:s3cret@rabbit").unwrap(),
-            topology: Topology::new("jobs", crate::retry::Ladder::default()).unwrap(),
-            identity: Identity { name: "ada".into() },
-            management: None,
-            declares: true,
-            hand_over_after,
-            duty: Duty::Worker,
-        }
-    }
-
-    fn managed(policy: Value) -> ManagedQueue {
-        serde_json::from_value(serde_json::json!({
-            "effective_policy_definition": policy, "members": ["a"], "online": ["a"]
-        }))
-        .unwrap()
-    }
 
     #[test]
     fn versions_with_known_faults_are_told() {
@@ -571,62 +395,5 @@ mod tests {
         ] {
             assert_eq!(judge_version(version).state, state, "{version}");
         }
-    }
-
-    #[test]
-    fn a_hand_over_that_comes_after_the_brokers_own_limit_is_found() {
-        let judge = |minutes: u64, policy| {
-            broker(Duration::from_secs(minutes * 60))
-                .judge_consumer_timeout(Some(&managed(policy)))
-                .state
-        };
-        let none = || serde_json::json!({});
-        let five_minutes = || serde_json::json!({"consumer-timeout": 300_000});
-        assert_eq!(judge(20, none()), State::Ok);
-        assert_eq!(judge(30, none()), State::Problem);
-        assert_eq!(judge(4, five_minutes()), State::Ok);
-        assert_eq!(judge(5, five_minutes()), State::Problem);
-    }
-
-    #[test]
-    fn a_policy_that_loses_messages_and_a_queue_without_quorum_are_found() {
-        let judge = |queue| judge_policies(&[(Place::Work, "jobs".into(), queue)]).state;
-        assert_eq!(judge(managed(serde_json::json!([]))), State::Ok);
-        let tuning = serde_json::json!({"delivery-limit": 20});
-        assert_eq!(judge(managed(tuning)), State::Ok);
-        let shortened = serde_json::json!({"message-ttl": 1000});
-        assert_eq!(judge(managed(shortened)), State::Problem);
-        let mut halved = managed(serde_json::json!({}));
-        halved.members = vec!["a".into(), "b".into()];
-        assert_eq!(judge(halved), State::Problem);
-    }
-
-    #[test]
-    fn alarms_nodes_and_disk_are_found_alone() {
-        let node = |change: &str| -> Node {
-            let mut node = serde_json::json!({
-                "name": "rabbit@a", "running": true, "mem_alarm": false, "disk_free_alarm": false,
-                "mem_used": 1, "mem_limit": 2, "disk_free": 50_000_000_000u64, "disk_free_limit": 50_000_000
-            });
-            match change {
-                "" => {}
-                "running" => node[change] = false.into(),
-                "disk_free" => node[change] = 500_000_000.into(),
-                alarm => node[alarm] = true.into(),
-            }
-            serde_json::from_value(node).unwrap()
-        };
-        let found = |change| -> Vec<_> {
-            judge_nodes(&[node(change)])
-                .into_iter()
-                .filter(|finding| finding.state != State::Ok)
-                .map(|finding| (finding.check, finding.state))
-                .collect()
-        };
-        assert_eq!(found(""), []);
-        assert_eq!(found("mem_alarm"), [(ALARMS, State::Problem)]);
-        assert_eq!(found("disk_free_alarm"), [(ALARMS, State::Problem)]);
-        assert_eq!(found("running"), [(NODES, State::Problem)]);
-        assert_eq!(found("disk_free"), [(NODES, State::Warning)]);
     }
 }

@@ -1,4 +1,4 @@
-//! Least privilege: workers of the tests run under exactly what `deploy/postgres-roles.sql` and
+//! Least privilege: workers of these tests run under exactly what `deploy/postgres-roles.sql` and
 //! `deploy/rabbitmq-permissions.sh` give a worker, while the tests themselves look on as the owners.
 
 use std::{path::PathBuf, process::Command, time::Duration};
@@ -10,16 +10,21 @@ use tokio::{
     time::sleep,
 };
 
-fn deploy(name: &str) -> PathBuf {
+pub fn deploy(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("deploy")
         .join(name)
 }
 
-/// Gives a database its roles, and answers with its address for a user who is a member of `role` (`cliquet_worker` …).
+/// Gives a database its roles, and answers with its address for a user who is a member of `role` (`cliquet_worker` …; or
+/// `cliquet_operator`, who is one of two).
 pub async fn database_as(database: &str, role: &str) -> String {
     let roles = std::fs::read_to_string(deploy("postgres-roles.sql")).unwrap();
     let user = role.replace("cliquet_", "cliquet_test_");
+    let role = match role {
+        "cliquet_operator" => "cliquet_reader, cliquet_worker",
+        one => one,
+    };
     // The tables of tests are theirs to grant: handlers write to them within their transactions.
     let statements = format!(
         "{roles}
@@ -40,6 +45,8 @@ pub async fn database_as(database: &str, role: &str) -> String {
     {
         failures += 1;
         assert!(failures < 20, "deploy/postgres-roles.sql: {error}");
+        // It has a transaction of its own.
+        sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.unwrap();
         sleep(Duration::from_millis(50)).await;
     }
     let mut url = url::Url::parse(database).unwrap();
