@@ -13,6 +13,7 @@ mod lane;
 mod message;
 mod plans;
 mod presence;
+mod prune;
 mod read;
 mod release;
 mod schema;
@@ -49,6 +50,7 @@ pub(crate) use health::{
 };
 pub(crate) use plans::Plan;
 pub(crate) use presence::{About, Presence, Present};
+pub(crate) use prune::{Deleted, LEAST_AGE, Pruner, Pruning};
 use release::Release;
 use step::{Step, Stepped};
 pub(crate) use tally::Tally;

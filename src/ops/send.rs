@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::{Desk, failure::Failure};
 use crate::{
-    broker::{Letter, Place, Publisher, SendError},
+    broker::{BrokerError, Letter, Place, Publisher, SendError},
     retry::RetryPolicy,
 };
 
@@ -26,13 +26,26 @@ pub(super) async fn publisher(
     let identity = desk.identity();
     // Another queue's ladder is not known here, so only our own is declared.
     if desk.config.declare && queue == desk.config.queue {
-        topology.declare(&address, &identity).await?;
+        topology
+            .declare(&address, &identity)
+            .await
+            .map_err(undeclared)?;
     } else {
         topology.inspect(&address, &identity).await?;
     }
     Ok(Publisher::start(
         address, topology, identity, in_flight, false,
     ))
+}
+
+/// Who only publishes need not make queues.
+fn undeclared(error: BrokerError) -> Failure {
+    match error {
+        BrokerError::Denied { .. } => Failure::failed(format!(
+            "{error}. Or leave the queues to others: `declare = false` in cliquet.toml, or CLIQUET_DECLARE=false; then the user needs to write to `amq.default` alone (`deploy/rabbitmq-permissions.sh publisher USER`)"
+        )),
+        error => error.into(),
+    }
 }
 
 /// Sends one message to the work queue until it is confirmed. Again only while the broker is away: a queue that is missing

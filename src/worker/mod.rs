@@ -2,7 +2,7 @@
 //!
 //! In reading order: `delivery` (one delivery: decode, claim, run, settle), `run` (one job, task after task),
 //! `attempt` (one execution of a task), `brake` (whether a handler's tasks run at all), `commit` (how it enters the ledger), `settlement` (what follows, decided and
-//! done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`.
+//! done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`, `prune`.
 
 mod attempt;
 mod brake;
@@ -11,6 +11,7 @@ mod commit;
 mod delivery;
 mod heartbeat;
 mod in_hand;
+mod prune;
 mod reconcile;
 mod run;
 mod settlement;
