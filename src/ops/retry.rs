@@ -26,6 +26,10 @@ A parked job (FAILED) begins again at its first unfinished task, with attempts
 counted anew; a waiting one (RETRYING, PENDING) waits no longer. Tasks that are
 done are not done again.
 
+The message is made from the ledger. The copy of a parked job stays in the dead
+queue, stale and harmless; `cliquet dead retry ID` sends that copy itself, with
+its publisher's headers, and takes it away.
+
 Examples:
   cliquet retry 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11
   cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry";

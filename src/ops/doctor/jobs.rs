@@ -358,7 +358,7 @@ fn judge_parked(parked: &[ParkedGroup]) -> Finding {
             "{all} jobs were given up: {}",
             groups.collect::<Vec<_>>().join("; ")
         ),
-        "cliquet show ID tells everything about one; once the cause is mended: cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry",
+        "cliquet show ID tells everything about one; once the cause is mended: cliquet dead retry --all, or for some: cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry",
     )
 }
 

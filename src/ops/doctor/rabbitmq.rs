@@ -395,7 +395,7 @@ fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
             Finding::warning(
                 DEAD_QUEUE,
                 format!("{parked} messages lie in the dead queue; their headers cliquet-reason and cliquet-error say why"),
-                "once the cause is mended, move them back to the work queue in RabbitMQ's dashboard (Move messages), or: cliquet jobs --status FAILED --json | jq -r .id | xargs cliquet retry",
+                "cliquet dead list tells what they are; once the cause is mended: cliquet dead retry ID, or --all (or move them back to the work queue in RabbitMQ's dashboard)",
             )
         });
     } else {
