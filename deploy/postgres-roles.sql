@@ -1,4 +1,4 @@
--- Least privilege in Postgres: who migrates, who runs jobs, who enqueues them, who looks.
+-- Least privilege in Postgres: who migrates, who runs jobs, who enqueues them, who looks, who deletes what is old.
 --
 --   psql "$ADMIN_URL" -v ON_ERROR_STOP=1 -f deploy/postgres-roles.sql
 --
@@ -8,12 +8,14 @@
 -- outside the schema `cliquet` alone. Only where a table changes its owner it waits for those who use the table, and gives up
 -- after five seconds: then run it again.
 --
--- The four roles are for membership and cannot log in. Programs log in as users of their own, which are members:
+-- The five roles are for membership and cannot log in. Programs log in as users of their own, which are members:
 --
 --   CREATE ROLE shop_worker   LOGIN PASSWORD '…' IN ROLE cliquet_worker;      -- cliquet work, cliquet doctor
 --   CREATE ROLE shop_backend  LOGIN PASSWORD '…' IN ROLE cliquet_publisher;   -- enqueues jobs within its own transactions
 --   CREATE ROLE shop_support  LOGIN PASSWORD '…' IN ROLE cliquet_reader;      -- cliquet jobs, show
 --   CREATE ROLE shop_operator LOGIN PASSWORD '…' IN ROLE cliquet_reader, cliquet_worker;  -- and retry, cancel
+--   CREATE ROLE shop_janitor  LOGIN PASSWORD '…' IN ROLE cliquet_pruner;      -- cliquet prune
+--   GRANT cliquet_pruner TO shop_worker;                                      -- only with `prune_after` in its settings
 --   CREATE ROLE shop_migrator LOGIN PASSWORD '…' IN ROLE cliquet_owner;       -- cliquet migrate
 --   ALTER ROLE shop_migrator SET role = 'cliquet_owner';                      -- so that the tables are cliquet_owner's
 --
@@ -28,7 +30,7 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['cliquet_owner', 'cliquet_worker', 'cliquet_publisher', 'cliquet_reader'] LOOP
+    FOREACH name IN ARRAY ARRAY['cliquet_owner', 'cliquet_worker', 'cliquet_publisher', 'cliquet_reader', 'cliquet_pruner'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', name);
@@ -77,8 +79,8 @@ $$;
 
 -- 3. The schema. Without it none of the other rights is of any use.
 
-REVOKE ALL ON SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
-GRANT USAGE ON SCHEMA cliquet TO cliquet_worker, cliquet_publisher, cliquet_reader;
+REVOKE ALL ON SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
+GRANT USAGE ON SCHEMA cliquet TO cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
 
 -- 4. Migrations to come: between `cliquet migrate` and this file's next run a new table can be read by readers, and be
 --    read, added to and changed by workers, and a new function can be executed by workers and publishers: it may be one that
@@ -92,9 +94,9 @@ ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner REVOKE EXECUTE ON FUNCTIONS FROM
 
 -- 5. What is there now, exactly.
 
-REVOKE ALL ON ALL TABLES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader;
+REVOKE ALL ON ALL TABLES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA cliquet TO cliquet_reader;
 
@@ -125,6 +127,13 @@ BEGIN
         ON cliquet.jobs TO cliquet_publisher;
     GRANT INSERT (job_id, position, handler, label, input, max_attempts, timeout_ms), SELECT (job_id, position)
         ON cliquet.tasks TO cliquet_publisher;
+
+    -- A pruner deletes, and sees no more of a job than how old it is: neither payloads nor results. Postgres cannot be told
+    -- here that it may delete only what is over; that is why no worker has this right unless it is given.
+    GRANT DELETE, SELECT (id, created_at, finished_at, generation, sent, total, status, queue) ON cliquet.jobs TO cliquet_pruner;
+    GRANT DELETE, SELECT (job_id) ON cliquet.tasks, cliquet.failures TO cliquet_pruner;
+    GRANT DELETE, SELECT (cleared_at, seen_at, queue) ON cliquet.workers TO cliquet_pruner;
+    GRANT SELECT ON cliquet.migrations TO cliquet_pruner;
 END
 $$;
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Least privilege in RabbitMQ: what a worker, a publisher and a reader may do, for one work queue.
+# Least privilege in RabbitMQ: what a worker, a publisher, an operator and a reader may do, for one work queue.
 #
 #   configure   make queues
 #   write       publish: everything goes through the default exchange, which is called amq.default here
@@ -18,6 +18,8 @@ usage: deploy/rabbitmq-permissions.sh [OPTIONS] ROLE USER
 
   ROLE          worker      runs jobs: makes the queues, takes messages, publishes copies
                 publisher   publishes jobs, takes and makes nothing
+                operator    cliquet dead, retry, publish: takes from the dead queue, publishes, makes nothing
+                            (with CLIQUET_DECLARE=false; on RabbitMQ 4.3 and later as a worker, who may look for queues)
                 reader      sees everything in the dashboard and through `cliquet doctor --for reader`, touches nothing
 
   --queue NAME  the work queue; the delay queues and the dead queue are named after it [default: jobs]
@@ -49,13 +51,15 @@ main() {
   done
   (($# == 2)) || misused "a role and a user are needed"
   local role=$1 user=$2
-  local nothing='^$' default_exchange='^amq\.default$' work ours
+  local nothing='^$' default_exchange='^amq\.default$' work ours dead
   if [[ -n $prefix ]]; then
     work="^$(literally "$prefix")"
     ours=$work
+    dead="$work.*\\.dead\$"
   else
     work="^$(literally "$queue")\$"
     ours="^$(literally "$queue")(\\.delay\\..+|\\.dead)?\$"
+    dead="^$(literally "$queue")\\.dead\$"
   fi
   local tags='' configure=$nothing write=$nothing read=$nothing
   case $role in
@@ -64,8 +68,9 @@ main() {
       if [[ -n $declare ]]; then configure=$ours read=$ours; else read=$work; fi
       ;;
     publisher) write=$default_exchange ;;
+    operator) write=$default_exchange read=$dead ;;
     reader) tags=monitoring ;;
-    *) misused "the roles are worker, publisher and reader, not $role" ;;
+    *) misused "the roles are worker, publisher, operator and reader, not $role" ;;
   esac
   case $how in
     json) printf '{"configure": "%s", "write": "%s", "read": "%s"}\n' "${configure//\\/\\\\}" "${write//\\/\\\\}" "${read//\\/\\\\}" ;;

@@ -15,7 +15,8 @@ use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
 use humantime::format_duration;
 
 use crate::{
-    job::{MAX_NAME_CHARS, MAX_TIMEOUT},
+    job::{JobStatus, MAX_NAME_CHARS, MAX_TIMEOUT},
+    ledger::LEAST_AGE,
     retry::{Ladder, RetryPolicy},
     task::HandlerOptions,
 };
@@ -59,6 +60,11 @@ pub struct Config {
     pub hand_over_after: Duration,
     /// The pause between the reconciler's looks.
     pub reconcile_every: Duration,
+    /// Jobs of this queue that have been over for longer than this are deleted, with their tasks and their history; `None` keeps
+    /// them for ever. At least one hour: a copy of a deleted job's message would run it anew.
+    pub prune_after: Option<Duration>,
+    /// The statuses of the jobs that `prune_after` deletes: SUCCESS and CANCELLED by default, and FAILED where it is named.
+    pub prune_status: Vec<JobStatus>,
     /// Connections that write the ledger with group commit; one is used while its commits are quick.
     pub lanes: usize,
     /// Channels that publish copies.
@@ -104,6 +110,8 @@ impl Default for Config {
             probe_every: Duration::from_secs(30),
             hand_over_after: Duration::from_secs(20 * 60),
             reconcile_every: Duration::from_secs(5),
+            prune_after: None,
+            prune_status: vec![JobStatus::Success, JobStatus::Cancelled],
             lanes: 4,
             publishers: 8,
             handler_connections: 32,
@@ -130,6 +138,8 @@ impl fmt::Debug for Config {
             .field("probe_every", &self.probe_every)
             .field("hand_over_after", &self.hand_over_after)
             .field("reconcile_every", &self.reconcile_every)
+            .field("prune_after", &self.prune_after)
+            .field("prune_status", &self.prune_status)
             .field("lanes", &self.lanes)
             .field("publishers", &self.publishers)
             .field("handler_connections", &self.handler_connections)
@@ -232,6 +242,29 @@ impl Config {
                 );
             }
         }
+        if let Some(age) = self.prune_after.filter(|age| *age < LEAST_AGE) {
+            let (age, least) = (format_duration(age), format_duration(LEAST_AGE));
+            problem(
+                "prune_after",
+                format!(
+                    "`prune_after` is {age}; expected at least {least}: copies of younger jobs' messages may still be under way, and would run them anew"
+                ),
+            );
+        }
+        let live = |status: &&JobStatus| {
+            !matches!(
+                status,
+                JobStatus::Success | JobStatus::Cancelled | JobStatus::Failed
+            )
+        };
+        if let Some(status) = self.prune_status.iter().find(live) {
+            problem(
+                "prune_status",
+                format!(
+                    "`prune_status` names {status}, and such a job is not over; expected SUCCESS, CANCELLED or FAILED"
+                ),
+            );
+        }
         if !is_name(&self.name) {
             problem(
                 "name",
@@ -325,9 +358,17 @@ mod tests {
         let config = Config {
             concurrency: 0,
             patience: Duration::from_secs(3),
+            prune_after: Some(Duration::from_secs(60)),
+            prune_status: vec![JobStatus::Retrying],
             ..Config::default()
         };
         let sentences = config.check().unwrap_err();
+        for words in [
+            "`prune_after` is 1m; expected at least 1h",
+            "`prune_status` names RETRYING",
+        ] {
+            assert!(sentences.contains(words), "{sentences}");
+        }
         assert!(
             sentences.contains("`concurrency` is 0; expected 1 to 2000"),
             "{sentences}"

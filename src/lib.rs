@@ -150,6 +150,10 @@
 //! is recognised by the *mark*, an exchange that nobody publishes to: where it is missing, whatever is given up is parked
 //! again. (Where workers do not declare the queues, they leave no mark.)
 //!
+//! **Pruning.** Where `prune_after` says so, whoever reconciles also deletes jobs that have been over for that long, with what is
+//! left of its pause; `cliquet prune` does the same at once. A job that is deleted is unknown: row 1 takes a late duplicate of its
+//! message for a new job.
+//!
 //! **Where a worker may die** is listed in `fail_point`, and a test kills one at each of these boundaries. In a release build
 //! they do not exist.
 //!

@@ -203,7 +203,7 @@ fn settled(verb: &'static str, answered: Result<bool, Trouble>) -> Settled {
     }
 }
 
-fn integer(headers: &FieldTable, name: &str, most: i64) -> Result<i64, BadMessage> {
+pub(super) fn integer(headers: &FieldTable, name: &str, most: i64) -> Result<i64, BadMessage> {
     let Some(value) = headers.inner().get(name) else {
         return Ok(0);
     };

@@ -85,6 +85,16 @@ pub enum SendError {
         /// The queue.
         queue: String,
     },
+    /// The user may not publish. The letter is not sent.
+    #[error(
+        "RabbitMQ does not permit publishing to the queue `{queue}`: {sentence}. The user needs the right to write to the default exchange, `amq.default`; `deploy/rabbitmq-permissions.sh` prints the command (`rabbitmqctl set_permissions`) for a publisher and for a worker"
+    )]
+    Denied {
+        /// The queue.
+        queue: String,
+        /// What the broker said.
+        sentence: String,
+    },
     /// No connection, no answer in time, or the broker blocks publishers: the letter may or may not be sent.
     #[error("the message to the queue `{queue}` is not confirmed: {reason}")]
     Unavailable {

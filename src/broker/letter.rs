@@ -30,13 +30,15 @@ pub(super) mod header {
     pub const TASK: &str = "cliquet-task";
     /// Integer: the attempts that this task had.
     pub const ATTEMPTS: &str = "cliquet-attempts";
+    /// Text: when a message was parked, by the clock of who did it; for people.
+    pub const PARKED_AT: &str = "cliquet-parked-at";
     /// Text: the AMQP property user_id of the message that a copy was made of.
     pub const USER_ID: &str = "cliquet-user-id";
 
     /// What tells copies apart; a copy without them would be another message.
     pub const VITAL: [&str; 3] = [GENERATION, HOPS, REDELIVERED];
     /// What a former parking said.
-    pub const PARKED: [&str; 4] = [REASON, ERROR, TASK, ATTEMPTS];
+    pub const PARKED: [&str; 5] = [REASON, ERROR, TASK, ATTEMPTS, PARKED_AT];
 }
 
 /// The longest `cliquet-error`, in bytes. All headers of a message share one frame with little more than 128 KiB.
@@ -91,6 +93,16 @@ impl Letter {
     /// - `user_id`, which the broker compares with our user; it is kept in the header `cliquet-user-id`;
     /// - what a former parking said.
     pub fn copy_of(delivery: &Delivery) -> Self {
+        Self::copied(delivery, travels)
+    }
+
+    /// The copy of a parked message that is to stay parked: with what its parking says.
+    pub(super) fn parked_again(delivery: &Delivery) -> Self {
+        let kept = |name: &str| travels(name) || header::PARKED.contains(&name);
+        Self::copied(delivery, kept)
+    }
+
+    fn copied(delivery: &Delivery, kept: impl Fn(&str) -> bool) -> Self {
         let original = delivery.properties();
         let mut properties = BasicProperties::default();
         macro_rules! keep {
@@ -107,7 +119,7 @@ impl Letter {
             .headers()
             .iter()
             .flat_map(FieldTable::inner)
-            .filter(|(name, _)| travels(name.as_str()))
+            .filter(|(name, _)| kept(name.as_str()))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         if let Some(user) = original.user_id() {
@@ -141,8 +153,8 @@ impl Letter {
         self.with(header::REDELIVERED, AMQPValue::Boolean(redelivered))
     }
 
-    /// Says why the message is parked: a stable code, a sentence (cut to 4 KiB), and where there is one the task and
-    /// the attempts it had.
+    /// Says why the message is parked, and that it is now: a stable code, a sentence (cut to 4 KiB), and where there is one the
+    /// task and the attempts it had.
     #[must_use]
     pub fn parked(
         self,
@@ -151,9 +163,11 @@ impl Letter {
         task: Option<&str>,
         attempts: Option<u32>,
     ) -> Self {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let mut letter = self
             .with(header::REASON, text(reason, LONGEST_TEXT))
-            .with(header::ERROR, text(error, LONGEST_ERROR));
+            .with(header::ERROR, text(error, LONGEST_ERROR))
+            .with(header::PARKED_AT, text(&now, LONGEST_TEXT));
         if let Some(task) = task {
             letter = letter.with(header::TASK, text(task, LONGEST_TEXT));
         }

@@ -9,6 +9,7 @@
 //! - `settling` — which deliveries are settled, so that acknowledgements share frames.
 //! - `consume` — deliveries from the work queue, across reconnects, on a connection that never publishes.
 //! - `letter` — one message to be sent: fresh, or the copy of a delivery.
+//! - `dead` — what the dead queue holds, looked at and given back, or taken away by an operator.
 //! - `health`, `management` — facts for whoever checks the broker, over AMQP and over its management API.
 //! - `words` — names as others read them: in a URL, in a shell.
 //! - `publish` — confirmed sends, on a connection of their own: a broker that blocks publishers still takes acknowledgements.
@@ -20,6 +21,7 @@
 mod address;
 mod connect;
 mod consume;
+mod dead;
 mod delivery;
 mod error;
 mod health;
@@ -33,11 +35,12 @@ mod words;
 pub use address::Address;
 pub use connect::Identity;
 pub use consume::Consumer;
+pub use dead::{DeadQueue, Parked};
 pub use delivery::{Delivery, Marks, Settled};
 pub use error::{BrokerError, SendError};
 pub(crate) use health::{BrokerHealth, Publishing, look, version};
 pub use letter::Letter;
-pub(crate) use management::{ManagedQueue, Management, Node, Permission};
+pub(crate) use management::{ManagedQueue, Management, Node, Permission, base64};
 pub use publish::Publisher;
 pub use topology::{Place, QueueSpec, QueueState, Topology};
 pub(crate) use words::shell_word;

@@ -125,7 +125,7 @@ impl Publisher {
     /// The caller may go away at any time; whether the letter was sent is then unknown, as it is after `Unavailable`.
     ///
     /// # Errors
-    /// `Unroutable`, `Refused`, `Unavailable`, `TooLarge`, or `Cancelled` when the publisher was closed; at once when
+    /// `Unroutable`, `Refused`, `Denied`, `Unavailable`, `TooLarge`, or `Cancelled` when the publisher was closed; at once when
     /// the broker refuses the connection, so that a wrong password does not take 30 s to be told.
     pub async fn send(&self, place: &Place, letter: &Letter) -> Result<(), SendError> {
         let queue = self.shared.topology.name(*place);
@@ -352,6 +352,10 @@ impl Publisher {
                     queue,
                     reason: sentence,
                 }),
+                Trouble {
+                    code: Some(403),
+                    sentence,
+                } => Err(SendError::Denied { queue, sentence }),
                 Trouble { sentence, .. } => Err(SendError::Unavailable {
                     queue,
                     reason: sentence,

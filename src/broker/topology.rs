@@ -290,6 +290,16 @@ impl Topology {
             .await
     }
 
+    /// How the queue at `place` is found, on an open connection.
+    pub(super) async fn find_on(
+        &self,
+        link: &Link,
+        place: Place,
+    ) -> Result<QueueState, BrokerError> {
+        let (_, state) = inspect_one(link, self.queue(place)).await?;
+        Ok(state)
+    }
+
     /// As [`declare`](Self::declare), on an open connection.
     pub(super) async fn declare_on(&self, link: &Link) -> Result<(), BrokerError> {
         stream::iter(self.queues())

@@ -75,6 +75,21 @@ pub(super) const WORKER: &[Key<Config>] = &[
         set: |config, given| given.duration().map(|delay| config.reconcile_every = delay),
     },
     Key {
+        name: "prune_after",
+        set: |config, given| given.duration().map(|age| config.prune_after = Some(age)),
+    },
+    Key {
+        name: "prune_status",
+        set: |config, given| {
+            let statuses = given.texts()?;
+            let statuses = statuses.iter().map(|status| status.parse());
+            config.prune_status = statuses
+                .collect::<Result<_, String>>()
+                .map_err(|sentence| given.refuse(&sentence))?;
+            Ok(())
+        },
+    },
+    Key {
         name: "lanes",
         set: |config, given| given.whole().map(|number| config.lanes = number),
     },

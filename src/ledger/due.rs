@@ -245,6 +245,11 @@ impl Reconciling {
         bounded(stored_message(&mut self.connection, job)).await
     }
 
+    /// For what else is done under this right.
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
     /// Lets others reconcile.
     pub(crate) async fn end(mut self) {
         let unlock = sqlx::query("SELECT pg_advisory_unlock(x'636c7172'::int4, hashtext($1))")

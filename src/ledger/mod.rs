@@ -13,6 +13,7 @@ mod lane;
 mod message;
 mod plans;
 mod presence;
+mod prune;
 mod read;
 mod release;
 mod schema;
@@ -50,6 +51,7 @@ pub(crate) use health::{
 };
 pub(crate) use plans::Plan;
 pub(crate) use presence::{About, Presence, Present};
+pub(crate) use prune::{Deleted, LEAST_AGE, Pruner, Pruning};
 use release::Release;
 pub(crate) use schema::Standing;
 use step::{Step, Stepped};

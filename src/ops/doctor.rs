@@ -19,7 +19,7 @@ use super::{
     Desk,
     failure::Failure,
     output::{Output, note},
-    words::one_line,
+    words::{has_colour, one_line, painted},
 };
 use crate::{broker::Management, ledger::Duty};
 
@@ -234,7 +234,9 @@ fn tell(output: &mut Output, json: bool, findings: &[Finding]) -> Result<(), Fai
             State::Unchecked => "unchecked",
         };
         let found = one_line(&finding.found);
-        output.line(format_args!("{word:<10} {:<26} {found}", finding.check))?;
+        let word = format!("{word:<10}");
+        let word = painted(&word, has_colour());
+        output.line(format_args!("{word} {:<26} {found}", finding.check))?;
         if let Some(remedy) = &finding.remedy {
             output.line(format_args!("{:>40} {}", "→", one_line(remedy)))?;
         }

@@ -8,11 +8,15 @@
 
 mod bench;
 mod cancel;
+mod completions;
+mod dead;
 mod doctor;
 mod failure;
 mod jobs;
+mod man;
 mod migrate;
 mod output;
+mod prune;
 mod publish;
 mod retry;
 mod send;
@@ -25,7 +29,7 @@ mod work;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::time::timeout;
 
 use crate::{
@@ -49,7 +53,9 @@ Environment:
   RUST_LOG       what is logged to standard error: cliquet=debug,lapin=info
 
 The environment wins over the file.
-Exit status: 0 done, 1 failed or not found, 2 wrong use or setting.";
+
+Exit status:
+  0 done, 1 failed or not found, 2 wrong use or setting";
 
 const FIRST_STEPS: &str = "\
 First steps:
@@ -108,6 +114,12 @@ enum Command {
     /// End jobs that are not over
     #[command(after_help = cancel::HELP)]
     Cancel(cancel::Cancel),
+    /// Look at what is parked in the dead queue; retry or drop it
+    #[command(after_help = dead::HELP)]
+    Dead(dead::Dead),
+    /// Delete jobs that have been over for long
+    #[command(after_help = prune::HELP)]
+    Prune(prune::Prune),
     /// Bring the database up to date; safe to call at any time
     Migrate,
     /// Measure what these services do with this worker
@@ -122,11 +134,47 @@ enum Command {
     /// Make or look at the queues in RabbitMQ
     #[command(after_help = topology::HELP)]
     Topology(topology::Topology),
+    /// Print what a shell needs to complete commands and options
+    #[command(after_help = completions::HELP)]
+    Completions(completions::Completions),
+    /// Print the manual, or write a page for each command
+    #[command(after_help = man::HELP)]
+    Man(man::Man),
+}
+
+/// All commands that people give, for whoever describes them.
+fn command() -> clap::Command {
+    let whole = Cli::command();
+    let shown = whole
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set());
+    let mut command = Common::augment_args(clap::Command::new("cliquet"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .subcommand_value_name("COMMAND")
+        .subcommands(shown.cloned());
+    if let Some(about) = whole.get_about() {
+        command = command.about(about.clone());
+    }
+    if let Some(notes) = whole.get_after_help() {
+        command = command.after_help(notes.clone());
+    }
+    command
 }
 
 impl Cli {
     /// Does what was asked, and says how it ended.
     pub fn run(self) -> ExitCode {
+        // Neither looks at settings, which may be missing or wrong where somebody installs this.
+        let described = match self.command {
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
+            _ => return self.run_with_settings(),
+        };
+        described.unwrap_or_else(|failure| failure.tell())
+    }
+
+    fn run_with_settings(self) -> ExitCode {
         let (format, usual) = match (&self.command, self.common.json) {
             (Command::Work, true) => (LogFormat::Json, telemetry::STORY),
             (Command::Work, false) => (LogFormat::Text, telemetry::STORY),
@@ -155,11 +203,15 @@ impl Cli {
             Command::Show(command) => command.run(desk).await,
             Command::Retry(command) => command.run(desk).await,
             Command::Cancel(command) => command.run(desk).await,
+            Command::Dead(command) => command.run(desk).await,
+            Command::Prune(command) => command.run(desk).await,
             Command::Migrate => migrate::run(desk).await,
             Command::Bench(command) => command.run(desk).await,
             Command::BenchWorker(command) => command.run(desk).await,
             Command::Doctor(command) => command.run(desk).await,
             Command::Topology(command) => command.run(desk).await,
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, StdoutLock, Write},
 };
 
 use serde::Serialize;
@@ -19,10 +19,22 @@ pub(super) struct Output {
 impl Output {
     /// Prints one line of data.
     pub(super) fn line(&mut self, line: impl Display) -> Result<(), Failure> {
+        self.written(|out| writeln!(out, "{line}"))
+    }
+
+    /// Prints bytes as they are.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.written(|out| out.write_all(bytes).and_then(|()| out.flush()))
+    }
+
+    fn written(
+        &mut self,
+        write: impl FnOnce(&mut StdoutLock<'static>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
         if self.closed {
             return Ok(());
         }
-        match writeln!(io::stdout().lock(), "{line}") {
+        match write(&mut io::stdout().lock()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.closed = true;

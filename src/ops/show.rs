@@ -13,7 +13,7 @@ use super::{
     output::Output,
     table::Table,
     watch::watch,
-    words::{ago, at, between, columns, cut, lines, now, one_line},
+    words::{ago, at, between, columns, cut, has_colour, lines, now, one_line, painted},
 };
 use crate::{
     job::{JobId, JobStatus, TaskStatus},
@@ -70,7 +70,12 @@ fn print(output: &mut Output, detail: &JobDetail) -> Result<(), Failure> {
         ("kind", one_line(&job.kind)),
         (
             "status",
-            format!("{}, {} of {} tasks done", job.status, job.done, job.total),
+            format!(
+                "{}, {} of {} tasks done",
+                painted(job.status.as_str(), has_colour()),
+                job.done,
+                job.total
+            ),
         ),
         ("queue", one_line(&job.queue)),
         ("created", at(job.created_at, now)),

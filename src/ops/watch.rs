@@ -15,7 +15,7 @@ use super::{
     failure::Failure,
     output::note,
     show::status_of,
-    words::{between, now, one_line, until},
+    words::{between, has_colour, now, one_line, painted, until},
 };
 use crate::{
     job::{JobId, JobStatus, TaskStatus},
@@ -109,7 +109,9 @@ fn line(job: &JobProgress) -> String {
         total,
         ..
     } = &job.job;
-    format!("{status:<10} {done}/{total} {}", words(job, now()))
+    let status = format!("{status:<10}");
+    let status = painted(&status, has_colour());
+    format!("{status} {done}/{total} {}", words(job, now()))
         .trim_end()
         .to_owned()
 }

@@ -43,12 +43,33 @@ fn uncoloured(text: &str) -> Cow<'_, str> {
 }
 
 fn shown(c: char) -> char {
-    // Control characters move the cursor; the direction marks make text read otherwise than it is.
-    if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
-        '\u{fffd}'
-    } else {
-        c
+    if is_unsafe(c) { '\u{fffd}' } else { c }
+}
+
+/// Control characters move the cursor; the direction marks make text read otherwise than it is.
+fn is_unsafe(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Any bytes, so that each can be told: line ends stay, and what is no text or unsafe is written as `\xff` or `\u{202e}`.
+pub(super) fn escaped(bytes: &[u8]) -> String {
+    use fmt::Write;
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            // Writing to a string does not fail.
+            let _ = match c {
+                '\n' => writeln!(text),
+                c if c.is_ascii_control() => write!(text, "\\x{:02x}", u32::from(c)),
+                c if is_unsafe(c) => write!(text, "{}", c.escape_unicode()),
+                c => write!(text, "{c}"),
+            };
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\x{byte:02x}");
+        }
     }
+    text
 }
 
 /// The columns that a text takes.
@@ -93,6 +114,27 @@ pub(super) fn columns() -> Option<usize> {
         })
         .filter(|columns| *columns > 0)
         .or(Some(80))
+}
+
+/// Whether standard output is in colour: on a terminal that has any, unless NO_COLOR asks for none.
+pub(super) fn has_colour() -> bool {
+    let set = |name: &str| std::env::var_os(name).unwrap_or_default();
+    std::io::stdout().is_terminal() && set("NO_COLOR").is_empty() && set("TERM") != "dumb"
+}
+
+/// A status in its colour: what is well is green, what waits yellow, what failed red. Other words stay as they are.
+pub(super) fn painted(word: &str, colour: bool) -> Cow<'_, str> {
+    let code = match word.trim_end() {
+        "SUCCESS" | "ok" | "right" => 32,
+        "RETRYING" | "warning" | "unproven" => 33,
+        "FAILED" | "PROBLEM" | "wrong" | "missing" => 31,
+        "PROCESSING" => 36,
+        _ => return Cow::Borrowed(word),
+    };
+    match colour {
+        true => Cow::Owned(format!("\x1b[{code}m{word}\x1b[0m")),
+        false => Cow::Borrowed(word),
+    }
 }
 
 /// Now, for ages. Only for show: nothing is decided by it.
@@ -164,6 +206,14 @@ mod tests {
         );
         assert_eq!(lines("a\tb\n\x07c"), ["a    b", "\u{fffd}c"]);
         assert_eq!(one_line("\x1b[1;31mred\x1b[0m, \x1b[2J\x1b["), "red,");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_told_and_not_sent_to_the_terminal() {
+        assert_eq!(
+            escaped(b"{\n\"a\": \"\xff\xfe\x1b[2J\t\xc3\xa9\xe2\x80\xae\"\r\n}"),
+            "{\n\"a\": \"\\xff\\xfe\\x1b[2J\\x09é\\u{202e}\"\\x0d\n}"
+        );
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! In reading order: `delivery` (one delivery: decode, claim, run, settle), `run` (one job, task after task),
 //! `attempt` (one execution of a task), `brake` (whether a handler's tasks run at all), `commit` (how it enters the ledger),
-//! `settlement` (what follows, decided and done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`. A
-//! `cut!` is a place where tests kill the worker; a release build has none.
+//! `settlement` (what follows, decided and done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`,
+//! `prune`. A `cut!` is a place where tests kill the worker; a release build has none.
 
 mod attempt;
 mod brake;
@@ -12,6 +12,7 @@ mod commit;
 mod delivery;
 mod heartbeat;
 mod in_hand;
+mod prune;
 mod reconcile;
 mod run;
 mod settlement;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Crew, about};
+use super::{Crew, about, prune::Progress};
 use crate::{
     broker::{Letter, Place, SendError},
     fail_point::cut,
@@ -26,17 +26,18 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// The first pause before the message of an abandoned job is sent once more.
 const FIRST_AGAIN: Duration = Duration::from_millis(500);
 
-/// Looks again and again until `stop`.
+/// Looks again and again until `stop`. What pruning takes comes out of the pause.
 pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
     let mut memory = Memory::default();
-    let mut failures = 0u32;
+    let (mut failures, mut pruned) = (0u32, Duration::ZERO);
     while stop
-        .run_until_cancelled(about(crew.config.reconcile_every))
+        .run_until_cancelled(about(crew.config.reconcile_every.saturating_sub(pruned)))
         .await
         .is_some()
     {
+        pruned = Duration::ZERO;
         match look(&crew, &mut memory, &stop).await {
-            Ok(()) => failures = 0,
+            Ok(spent) => (failures, pruned) = (0, spent),
             Err(error) => {
                 if failures.is_multiple_of(20) {
                     warn!(%error, failures, "the reconciler cannot look; it goes on trying");
@@ -54,21 +55,33 @@ struct Memory {
     abandoned: HashMap<JobId, (Instant, u32)>,
     /// The connection on which the broker was last asked whether it has its memory.
     asked: Option<u64>,
+    /// How far it is with deleting old jobs.
+    pruning: Progress,
 }
 
+/// One look; answers with how long old jobs were deleted afterwards.
 async fn look(
     crew: &Crew,
     memory: &mut Memory,
     stop: &CancellationToken,
-) -> Result<(), LedgerError> {
+) -> Result<Duration, LedgerError> {
     let Some(mut reconciling) =
         Reconciling::begin(crew.ledger.desk(), crew.ledger.holder()).await?
     else {
-        return Ok(()); // another worker of this queue does it
+        return Ok(Duration::ZERO); // another worker of this queue does it
     };
-    let outcome = look_alone(crew, &mut reconciling, memory, stop).await;
+    let looked = look_alone(crew, &mut reconciling, memory, stop).await;
+    let pruned = match looked {
+        Ok(()) => {
+            memory
+                .pruning
+                .go_on(&crew.config, &mut reconciling, stop)
+                .await
+        }
+        Err(_) => Duration::ZERO,
+    };
     reconciling.end().await;
-    outcome
+    looked.map(|()| pruned)
 }
 
 async fn look_alone(

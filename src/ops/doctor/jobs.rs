@@ -380,7 +380,7 @@ fn judge_parked(parked: &[ParkedGroup]) -> Finding {
             groups.collect::<Vec<_>>().join("; ")
         ),
         format!(
-            "`cliquet show ID` tells everything about one; once the cause is mended: {RETRY_PARKED}"
+            "`cliquet show ID` tells everything about one; once the cause is mended: `cliquet dead retry --all`, or for some: {RETRY_PARKED}"
         ),
     )
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Finding, RETRY_PARKED, management};
+use super::{Finding, management};
 use crate::{
     broker::{
         Address, BrokerError, BrokerHealth, Identity, Management, Permission, Place, Publishing,
@@ -369,7 +369,7 @@ fn judge_traffic(queues: &[(QueueSpec, QueueState)]) -> Vec<Finding> {
             Finding::warning(
                 DEAD_QUEUE,
                 format!("{parked} messages lie in the dead queue; their headers cliquet-reason and cliquet-error say why"),
-                format!("once the cause is mended, move them back to the work queue in RabbitMQ's dashboard (Move messages). Or {RETRY_PARKED}: it leaves these copies where they are, and moved later they do no harm"),
+                "`cliquet dead list` tells what they are; once the cause is mended: `cliquet dead retry ID`, or --all (or move them back to the work queue in RabbitMQ's dashboard, Move messages)",
             )
         });
     } else {
