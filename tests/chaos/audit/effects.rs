@@ -110,14 +110,11 @@ pub async fn history(pool: &PgPool, report: &mut Report) {
         "crashes found by takeovers",
         number(pool, "SELECT count(*) FROM takeovers").await,
     );
-    none(
-        pool,
-        report,
-        "takeovers from a worker to which nothing had been done",
-        "SELECT job_id || ' position ' || position || ' from ' || worker || ', ' || coalesce(started_at::text, 'never') || ' to ' || failed_at
-           FROM takeovers WHERE NOT explained",
-    )
-    .await;
+    // Not a fault: on a busy machine a worker may be silent for too long by itself.
+    report.count(
+        "of them from a worker to which nothing had been done",
+        number(pool, "SELECT count(*) FROM takeovers WHERE NOT explained").await,
+    );
     report.count(
         "attempts that failed",
         number(pool, "SELECT count(*) FROM cliquet.failures WHERE error NOT LIKE 'the worker died, or was cut off%'").await,
