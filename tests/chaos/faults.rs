@@ -23,6 +23,8 @@ use crate::{
 
 /// How long RabbitMQ is left alone after a start or with a new queue.
 const SETTLES: Duration = Duration::from_secs(2);
+/// How long something is tried that a service or a worker which is away prevents, as whoever does such a thing would.
+const PERSISTS: Duration = Duration::from_secs(15);
 /// How long a deletion waits until it is known what the queue holds. Longer than any network is held.
 const KNOWN_WITHIN: Duration = Duration::from_secs(15);
 
@@ -123,8 +125,7 @@ impl Faults {
             } => self.disturb(worker, service, trouble, lasts).await,
             Fault::CloseConnection { worker, purpose } => self.close(worker, purpose).await,
             Fault::DeleteBinding { lasts } => {
-                let management = &self.ground.management;
-                let deleted = management.delete_binding(EXCHANGE, QUEUE).await;
+                let deleted = self.delete_binding().await;
                 sleep(lasts).await;
                 self.bind().await;
                 deleted
@@ -182,6 +183,10 @@ impl Faults {
             Trouble::Slow => proxy.slow(Duration::from_millis(60), 20),
         }
         sleep(lasts).await;
+        let began = Instant::now();
+        while proxy.felt() == felt && began.elapsed() < PERSISTS {
+            sleep(Duration::from_millis(20)).await;
+        }
         if trouble == Trouble::Swallowed {
             proxy.cut();
         }
@@ -193,18 +198,28 @@ impl Faults {
                 to: now_us(),
             });
         }
-        // Connections notice a little later that they are cut.
-        sleep(Duration::from_millis(100)).await;
         proxy.felt() > felt
     }
 
     /// Closes a worker's connections, once it has any that RabbitMQ's list knows.
     async fn close(&self, worker: usize, purpose: &str) -> bool {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(5) {
+        while began.elapsed() < PERSISTS {
             let name = self.crew.name(worker);
             let management = &self.ground.management;
             if management.close_connections(&name, purpose).await > 0 {
+                return true;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        false
+    }
+
+    async fn delete_binding(&self) -> bool {
+        let began = Instant::now();
+        while began.elapsed() < PERSISTS {
+            let management = &self.ground.management;
+            if management.delete_binding(EXCHANGE, QUEUE).await {
                 return true;
             }
             sleep(Duration::from_millis(200)).await;
