@@ -204,7 +204,7 @@ impl Faults {
     /// Closes a worker's connections, once it has any that RabbitMQ's list knows.
     async fn close(&self, worker: usize, purpose: &str) -> bool {
         let began = Instant::now();
-        while began.elapsed() < PERSISTS {
+        while began.elapsed() < PERSISTS / 3 {
             let name = self.crew.name(worker);
             let management = &self.ground.management;
             if management.close_connections(&name, purpose).await > 0 {

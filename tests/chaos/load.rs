@@ -36,7 +36,7 @@ use crate::{
 /// How many jobs are published in a second, while everything is healthy.
 const RATE: u64 = 50;
 /// So many in a second must be accepted in the end, or the load was none.
-pub const LEAST_RATE: u64 = RATE / 5;
+pub const LEAST_RATE: u64 = RATE / 10;
 /// The header by which a message that is no job is found again.
 pub const GARBAGE: &str = "chaos-garbage";
 /// The header that tells a copy whose generation the publisher made up, and which.
