@@ -146,7 +146,7 @@ async fn tasks(pool: &PgPool, report: &mut Report) {
         pool,
         report,
         "jobs whose tasks do not fit their status",
-        "SELECT job.id || ' is ' || job.status || ', its tasks are ' || string_agg(task.status::text, ', ' ORDER BY task.position)
+        "SELECT job.id || ' is ' || job.status || ', its tasks are ' || coalesce(string_agg(task.status::text, ', ' ORDER BY task.position), 'missing')
            FROM cliquet.jobs job LEFT JOIN cliquet.tasks task ON task.job_id = job.id
           GROUP BY job.id
          HAVING coalesce(string_agg(task.status || ' ', '' ORDER BY task.position), '') !~
