@@ -17,7 +17,7 @@ use crate::{
     ground::{Ground, behind, now_us, port},
     proxy::Proxy,
     rabbit::within,
-    schedule::Service,
+    schedule::{PATIENCE, Service},
     worker::{Settings, Told, VARIABLE},
 };
 
@@ -263,12 +263,15 @@ impl Crew {
         self.signal_surely(slot, Signal::TERM).await;
     }
 
-    /// Whether the process went on afterwards.
+    /// Whether the process was silent for longer than others have patience with it. (It may be killed before it goes on.)
     pub async fn pause(&self, slot: usize, lasts: Duration) -> bool {
         let from = now_us();
         let worker = self.signal_surely(slot, Signal::STOP).await;
-        sleep(lasts).await;
-        let to = now_us();
+        let paused = Instant::now();
+        while paused.elapsed() < lasts && self.name(slot) == worker {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let (silent, to) = (paused.elapsed(), now_us());
         let went_on = self.signal(slot, Some(&worker), Signal::CONT).is_some();
         lock(&self.pauses).push(Pause {
             worker,
@@ -276,7 +279,7 @@ impl Crew {
             to,
             went_on,
         });
-        went_on
+        silent > PATIENCE
     }
 
     pub fn pauses(&self) -> Vec<Pause> {

@@ -13,6 +13,7 @@ use lapin::BasicProperties;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::mpsc::unbounded_channel,
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
@@ -236,12 +237,14 @@ impl Scene {
     /// Waits until the service takes a connection; since when it does.
     async fn back(&self, service: Service) -> i64 {
         let (amqp, database) = (port(&self.ground.amqp_url), &self.ground.database_url);
+        let (tell, mut told) = unbounded_channel();
         let (mut probes, mut again) = (JoinSet::new(), interval(PROBES));
-        let answered = async {
+        let first = async {
             loop {
                 tokio::select! {
+                    since = told.recv() => return since.expect("this side has not hung up"),
                     _ = again.tick() => {
-                        let database = database.clone();
+                        let (tell, database) = (tell.clone(), database.clone());
                         probes.spawn(async move {
                             let answers = async {
                                 match service {
@@ -249,14 +252,15 @@ impl Scene {
                                     Service::Postgres => connects(&database).await,
                                 }
                             };
-                            (timeout(Duration::from_secs(1), answers).await == Ok(true)).then(now_us)
+                            if timeout(Duration::from_secs(1), answers).await == Ok(true) {
+                                let _ = tell.send(now_us());
+                            }
                         });
                     }
-                    Some(Ok(Some(since))) = probes.join_next() => return since,
                 }
             }
         };
-        timeout(LONG, answered).await.expect("the service is back")
+        timeout(LONG, first).await.expect("the service is back")
     }
 }
 
