@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::File,
     os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus, Stdio},
@@ -16,7 +17,7 @@ use crate::{
     ground::{Ground, behind, now_us, port},
     proxy::Proxy,
     rabbit::within,
-    schedule::Service,
+    schedule::{PATIENCE, Service},
     worker::{Settings, Told, VARIABLE},
 };
 
@@ -24,9 +25,61 @@ pub struct Crew {
     ground: Arc<Ground>,
     settings: Settings,
     slots: Vec<Slot>,
-    /// What became of all that have ended: killed, stopped, aborted; and what nobody asked for.
-    ends: Mutex<BTreeMap<String, u32>>,
+    ends: Mutex<Vec<End>>,
+    /// Which process was sent what.
+    sent: Mutex<Vec<(String, Signal)>>,
     pauses: Mutex<Vec<Pause>>,
+}
+
+/// A process that has ended.
+#[derive(Clone, Debug)]
+pub struct End {
+    pub worker: String,
+    pub how: How,
+    /// When that was noticed, in microseconds since 1970.
+    pub at: i64,
+    /// Another was started in its place.
+    pub replaced: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Killed,
+    /// It was asked to, and drained.
+    Stopped,
+    /// It was asked a second time, and did not wait for its tasks.
+    StoppedAtOnce,
+    /// It was asked before it listened for that.
+    StoppedWhileStarting,
+    Aborted,
+    /// As nothing in a run ends a process.
+    Otherwise(ExitStatus),
+}
+
+impl From<ExitStatus> for How {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(0), _) => How::Stopped,
+            (Some(143), _) => How::StoppedAtOnce,
+            (_, Some(15)) => How::StoppedWhileStarting,
+            (_, Some(9)) => How::Killed,
+            (_, Some(6)) => How::Aborted,
+            _ => How::Otherwise(status),
+        }
+    }
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            How::Killed => f.write_str("killed"),
+            How::Stopped => f.write_str("stopped"),
+            How::StoppedAtOnce => f.write_str("stopped at once, being asked twice"),
+            How::StoppedWhileStarting => f.write_str("stopped while starting"),
+            How::Aborted => f.write_str("aborted"),
+            How::Otherwise(status) => write!(f, "ended otherwise ({status})"),
+        }
+    }
 }
 
 /// A worker that was stopped in its tracks, from when to when; in microseconds since 1970.
@@ -35,6 +88,8 @@ pub struct Pause {
     pub worker: String,
     pub from: i64,
     pub to: i64,
+    /// It was told to go on. Otherwise it was killed meanwhile.
+    pub went_on: bool,
 }
 
 struct Slot {
@@ -76,10 +131,11 @@ impl Crew {
             settings,
             slots,
             ends: Mutex::default(),
+            sent: Mutex::default(),
             pauses: Mutex::default(),
         });
-        for slot in 0..workers {
-            crew.launch(slot);
+        for slot in &crew.slots {
+            crew.launch(slot, &mut lock(&slot.state));
         }
         let supervised = Arc::downgrade(&crew);
         tokio::spawn(async move {
@@ -108,15 +164,10 @@ impl Crew {
         lock(&self.slots[slot].state).name.clone()
     }
 
-    fn launch(&self, slot: usize) {
-        let Slot {
-            amqp,
-            postgres,
-            state,
-        } = &self.slots[slot];
-        let mut state = lock(state);
+    fn launch(&self, slot: &Slot, state: &mut State) {
+        let number = self.slots.iter().position(|each| std::ptr::eq(each, slot));
         state.incarnation += 1;
-        state.name = format!("w{}.{}", slot + 1, state.incarnation);
+        state.name = format!("w{}.{}", number.unwrap() + 1, state.incarnation);
         // A dead peer behind a network that says nothing is noticed after twice the heartbeat.
         let quick = if self.settings.quick {
             "?heartbeat=2&connection_timeout=2000"
@@ -125,8 +176,8 @@ impl Crew {
         };
         let told = Told {
             name: state.name.clone(),
-            amqp_url: format!("{}{quick}", behind(&self.ground.amqp_url, amqp.port)),
-            database_url: behind(&self.ground.database_url, postgres.port),
+            amqp_url: format!("{}{quick}", behind(&self.ground.amqp_url, slot.amqp.port)),
+            database_url: behind(&self.ground.database_url, slot.postgres.port),
             folder: self.ground.folder.clone(),
             settings: self.settings.clone(),
         };
@@ -149,8 +200,8 @@ impl Crew {
 
     /// Looks at every process once; starts another where one has ended.
     fn supervise(&self) {
-        for slot in 0..self.slots.len() {
-            let mut state = lock(&self.slots[slot].state);
+        for slot in &self.slots {
+            let mut state = lock(&slot.state);
             let Some(status) = state
                 .child
                 .as_mut()
@@ -159,53 +210,139 @@ impl Crew {
                 continue;
             };
             state.child = None;
-            let (end, leaving) = (said(&state.name, status), state.leaving);
-            drop(state);
-            *lock(&self.ends).entry(end).or_default() += 1;
-            if !leaving {
-                self.launch(slot);
+            let end = End {
+                worker: state.name.clone(),
+                how: status.into(),
+                at: now_us(),
+                replaced: !state.leaving,
+            };
+            if end.replaced {
+                self.launch(slot, &mut state);
             }
+            lock(&self.ends).push(end);
         }
     }
 
-    fn signal(&self, slot: usize, signal: Signal) {
-        let state = lock(&self.slots[slot].state);
-        if let Some(child) = &state.child {
-            // Not waited for yet, so the number is still its own.
-            let pid = Pid::from_child(child);
-            let _ = kill_process(pid, signal);
+    /// Sends a signal to the process in a slot, if one is alive there (and, if a name is given, is that one); to whom.
+    fn signal(&self, slot: usize, only: Option<&str>, signal: Signal) -> Option<String> {
+        let mut state = lock(&self.slots[slot].state);
+        let name = state.name.clone();
+        if only.is_some_and(|only| only != name) {
+            return None;
+        }
+        let child = state.child.as_mut()?;
+        // Not waited for yet, so the number is still its own.
+        if child.try_wait().unwrap().is_some() {
+            return None;
+        }
+        kill_process(Pid::from_child(child), signal).ok()?;
+        lock(&self.sent).push((name.clone(), signal));
+        Some(name)
+    }
+
+    /// Sends it to whoever is in the slot; where nobody is just now, to the next one.
+    async fn signal_surely(&self, slot: usize, signal: Signal) -> String {
+        let asked = Instant::now();
+        loop {
+            if let Some(name) = self.signal(slot, None, signal) {
+                return name;
+            }
+            assert!(
+                asked.elapsed() < Duration::from_secs(10),
+                "there is no worker to send a signal to"
+            );
+            sleep(Duration::from_millis(5)).await;
         }
     }
 
-    pub fn kill(&self, slot: usize) {
-        self.signal(slot, Signal::KILL);
+    pub async fn kill(&self, slot: usize) {
+        self.signal_surely(slot, Signal::KILL).await;
     }
 
-    pub fn stop(&self, slot: usize) {
-        self.signal(slot, Signal::TERM);
+    pub async fn stop(&self, slot: usize) {
+        self.signal_surely(slot, Signal::TERM).await;
     }
 
-    pub async fn pause(&self, slot: usize, lasts: Duration) {
-        let (worker, from) = (self.name(slot), now_us());
-        self.signal(slot, Signal::STOP);
-        sleep(lasts).await;
-        let to = now_us();
+    /// Whether the process was silent for longer than others have patience with it. (It may be killed before it goes on.)
+    pub async fn pause(&self, slot: usize, lasts: Duration) -> bool {
+        let from = now_us();
+        let worker = self.signal_surely(slot, Signal::STOP).await;
+        let paused = Instant::now();
+        while paused.elapsed() < lasts && self.name(slot) == worker {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let (silent, to) = (paused.elapsed(), now_us());
+        let went_on = self.signal(slot, Some(&worker), Signal::CONT).is_some();
         lock(&self.pauses).push(Pause {
-            worker: worker.clone(),
+            worker,
             from,
             to,
+            went_on,
         });
-        if self.name(slot) == worker {
-            self.signal(slot, Signal::CONT);
-        }
+        silent > PATIENCE
     }
 
     pub fn pauses(&self) -> Vec<Pause> {
         lock(&self.pauses).clone()
     }
 
-    pub fn ends(&self) -> BTreeMap<String, u32> {
+    pub fn ends(&self) -> Vec<End> {
         lock(&self.ends).clone()
+    }
+
+    /// How many processes ended how.
+    pub fn counts(&self) -> BTreeMap<String, i64> {
+        let mut counts = BTreeMap::new();
+        for end in self.ends() {
+            *counts.entry(end.how.to_string()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// How many processes ended like this and were replaced: those that leave when the run is over are not counted.
+    pub fn replaced_after(&self, how: How) -> u32 {
+        let ends = self.ends();
+        let such = ends.iter().filter(|end| end.replaced && end.how == how);
+        such.count() as u32
+    }
+
+    /// Every end that neither a signal of ours nor a task that kills its process explains, and every such task that killed
+    /// none; as sentences with the worker's name, so that its log is found. `poison` has how often each worker has executed
+    /// such a task.
+    pub fn unexplained(&self, poison: &BTreeMap<String, u32>) -> Vec<String> {
+        let sent = lock(&self.sent).clone();
+        let received = |worker: &str, signal| {
+            let such = sent
+                .iter()
+                .filter(|(to, sent)| to == worker && *sent == signal);
+            such.count()
+        };
+        let (mut sentences, mut ended) = (Vec::new(), BTreeMap::new());
+        for End { worker, how, .. } in self.ends() {
+            let poison = poison.get(&worker).copied().unwrap_or_default();
+            let explained = match how {
+                How::Killed => received(&worker, Signal::KILL) > 0,
+                How::Stopped | How::StoppedWhileStarting => received(&worker, Signal::TERM) > 0,
+                How::StoppedAtOnce => received(&worker, Signal::TERM) > 1,
+                How::Aborted => poison == 1,
+                How::Otherwise(_) => false,
+            };
+            if !explained {
+                sentences.push(format!(
+                    "{worker} {how}, which nothing explains (it began {poison} tasks that kill their process)"
+                ));
+            }
+            ended.insert(worker, how);
+        }
+        for (worker, poison) in poison {
+            // A kill may come between such a task's first line and its abort.
+            if !matches!(ended.get(worker), Some(How::Aborted | How::Killed)) {
+                sentences.push(format!(
+                    "{worker} began {poison} tasks that kill their process, and lived"
+                ));
+            }
+        }
+        sentences
     }
 
     /// Waits until no process of a former name is left in the slot.
@@ -225,7 +362,8 @@ impl Crew {
         }
         let asked = Instant::now();
         for slot in 0..self.slots.len() {
-            self.stop(slot);
+            // One that has just ended is not replaced any more.
+            self.signal(slot, None, Signal::TERM);
         }
         within(
             Duration::from_secs(60),
@@ -239,19 +377,6 @@ impl Crew {
         )
         .await;
         asked.elapsed()
-    }
-}
-
-/// How a process ended. What nobody asked for is told with its name, so that its log is found.
-fn said(name: &str, status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(0), _) => "stopped".into(),
-        (Some(143), _) => "stopped, and asked a second time before that".into(),
-        // Asked to stop while it was starting, before it listened for that.
-        (_, Some(15)) => "stopped while starting".into(),
-        (_, Some(9)) => "killed".into(),
-        (_, Some(6)) => "aborted".into(),
-        _ => format!("unasked: {name} ended with {status}"),
     }
 }
 

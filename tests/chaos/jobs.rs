@@ -151,6 +151,12 @@ impl Job {
     }
 }
 
+/// The job that a message names.
+pub fn id_in(body: &[u8]) -> Option<Uuid> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    body["id"].as_str()?.parse().ok()
+}
+
 /// Messages that are no jobs: each is to be parked with what is wrong with it.
 pub fn garbage(dice: &mut Dice) -> (&'static str, Vec<u8>) {
     let id = dice.uuid();

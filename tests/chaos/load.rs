@@ -1,11 +1,12 @@
 //! The upstream: publishes jobs all the time, with confirms, and much that it should not.
 //!
-//! It keeps what a publisher with an outbox keeps: which jobs were accepted, and when. A job is accepted when its publish is
-//! confirmed and not returned, or when the transaction that enqueued it is committed. When the work queue was deleted,
-//! what lay in it is gone, and what no worker had seen yet nobody else knows of: such jobs are published again until the
-//! ledger knows them. That is the only reason for which anything is published again once it was accepted.
+//! It keeps what a publisher with an outbox keeps: which jobs were accepted. A job is accepted when its publish is confirmed
+//! and not returned, or when the transaction that enqueued it is committed. When the work queue is deleted, what lies in it
+//! is gone, and what no worker has seen yet nobody else knows of. Which jobs these are is known, one by one, and exactly
+//! they are published again. That is the only reason for which anything is published again once it was accepted.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,33 +18,73 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
 };
-use tokio::time::{Instant, sleep, sleep_until};
+use sqlx::PgPool;
+use tokio::{
+    sync::OwnedMutexGuard,
+    time::{Instant, sleep, sleep_until},
+};
 use uuid::Uuid;
 
 use crate::{
     dice::Dice,
-    faults::Faults,
+    faults::{Deletion, Faults},
     ground::{EXCHANGE, Ground, QUEUE, now_us},
     jobs::{self, Job},
     rabbit::Rabbit,
 };
 
-/// How many jobs are published in a second.
+/// How many jobs are published in a second, while everything is healthy.
 const RATE: u64 = 50;
+/// So many in a second must be accepted in the end, or the load was none.
+pub const LEAST_RATE: u64 = RATE / 10;
 /// The header by which a message that is no job is found again.
 pub const GARBAGE: &str = "chaos-garbage";
-/// The header that tells a forged copy.
+/// The header that tells a copy whose generation the publisher made up, and which.
 pub const FORGED: &str = "chaos-forged";
 
-pub struct Accepted {
-    pub job: Job,
-    /// In microseconds since 1970.
-    pub at: i64,
+/// What a publisher with an outbox keeps of the jobs that were confirmed.
+#[derive(Default)]
+pub struct Outbox {
+    /// Those that were not found in the ledger when it was last asked.
+    unknown: HashSet<Uuid>,
+    /// Those that were lost with the queue.
+    lost: HashSet<Uuid>,
+}
+
+impl Outbox {
+    fn confirmed(&mut self, job: Uuid) {
+        self.unknown.insert(job);
+        self.lost.remove(&job);
+    }
+
+    /// Whether the ledger knows every job except some of these. Not, when it cannot be asked.
+    pub async fn knows_all_but(&mut self, these: &HashSet<Uuid>, pool: &PgPool) -> bool {
+        let asked: Vec<Uuid> = self.unknown.difference(these).copied().collect();
+        if asked.is_empty() {
+            return true;
+        }
+        let known = sqlx::query_scalar("SELECT id FROM cliquet.jobs WHERE id = ANY($1)")
+            .bind(asked)
+            .fetch_all(pool)
+            .await;
+        for known in known.unwrap_or_default() {
+            self.unknown.remove(&known);
+        }
+        self.unknown.is_subset(these)
+    }
+
+    /// These were in a queue that is deleted; which of them the ledger may not know.
+    pub fn lose(&mut self, these: &HashSet<Uuid>) -> HashSet<Uuid> {
+        let lost: HashSet<_> = self.unknown.intersection(these).copied().collect();
+        self.unknown.retain(|job| !lost.contains(job));
+        self.lost.extend(&lost);
+        lost
+    }
 }
 
 #[derive(Default)]
 pub struct Published {
-    pub accepted: Vec<Accepted>,
+    pub accepted: Vec<Job>,
     /// What each message that is no job was, by its number, and when it was accepted.
     pub garbage: Vec<(&'static str, i64)>,
     pub by_queue: u64,
@@ -55,8 +96,8 @@ pub struct Published {
     pub again: u64,
     /// Attempts to publish that were not confirmed.
     pub refused: u64,
-    /// When the work queue was deleted.
-    pub deleted: Vec<i64>,
+    /// What was lost with the work queue.
+    pub deletions: Vec<Deletion>,
 }
 
 pub struct Upstream {
@@ -114,29 +155,38 @@ impl Upstream {
                 self.published.by_sql += 1;
             }
             1..6 => {
-                self.send(EXCHANGE, &body, FieldTable::default()).await;
+                let sent = self.send(EXCHANGE, &body, FieldTable::default());
+                sent.await.confirmed(job.id);
                 self.published.by_exchange += 1;
             }
             _ => {
-                self.send("", &body, FieldTable::default()).await;
+                let sent = self.send("", &body, FieldTable::default());
+                sent.await.confirmed(job.id);
                 self.published.by_queue += 1;
             }
         }
-        let at = now_us();
-        self.published.accepted.push(Accepted { job, at });
+        self.published.accepted.push(job);
     }
 
-    /// Publishes until it is confirmed, which may be once too often.
-    async fn send(&mut self, exchange: &str, body: &[u8], headers: FieldTable) {
+    /// Publishes until it is confirmed, which may be once too often; not while the queue is being deleted. Whoever writes
+    /// down what was confirmed does so before that.
+    async fn send(
+        &mut self,
+        exchange: &str,
+        body: &[u8],
+        headers: FieldTable,
+    ) -> OwnedMutexGuard<Outbox> {
         loop {
+            let outbox = self.faults.outbox.clone().lock_owned().await;
             let properties = BasicProperties::default().with_headers(headers.clone());
             let sent = self
                 .rabbit
                 .publish_once(exchange, QUEUE, body, properties)
                 .await;
             if sent {
-                return;
+                return outbox;
             }
+            drop(outbox);
             self.published.refused += 1;
             sleep(Duration::from_millis(100)).await;
         }
@@ -196,12 +246,12 @@ impl Upstream {
             false => accepted.len(),
         };
         let back = dice.below(among as u64) as usize + 1;
-        accepted[accepted.len() - back].job.body(self.seed)
+        accepted[accepted.len() - back].body(self.seed)
     }
 
     async fn duplicate(&mut self, dice: &mut Dice) {
         let body = self.earlier(dice);
-        self.send("", &body, FieldTable::default()).await;
+        drop(self.send("", &body, FieldTable::default()).await);
         self.published.duplicates += 1;
     }
 
@@ -222,8 +272,8 @@ impl Upstream {
             "cliquet-redelivered".into(),
             AMQPValue::Boolean(dice.chance(0.5)),
         );
-        headers.insert(FORGED.into(), AMQPValue::LongLongInt(1));
-        self.send("", &body, headers).await;
+        headers.insert(FORGED.into(), AMQPValue::LongLongInt(generation));
+        drop(self.send("", &body, headers).await);
         self.published.forged += 1;
     }
 
@@ -232,41 +282,23 @@ impl Upstream {
         let mut headers = FieldTable::default();
         let number = self.published.garbage.len() as i64;
         headers.insert(GARBAGE.into(), AMQPValue::LongLongInt(number));
-        self.send("", &body, headers).await;
+        let sent = self.send("", &body, headers).await;
         self.published.garbage.push((what, now_us()));
+        drop(sent);
     }
 
-    /// What was accepted before the queue was deleted and is unknown to the ledger; whether there was any.
-    pub async fn publish_lost_again(&mut self) -> bool {
-        let Some(deleted) = self.faults.deletions().last().copied() else {
-            return false;
-        };
-        let at_risk: Vec<&Accepted> = self
-            .published
-            .accepted
-            .iter()
-            .filter(|accepted| accepted.at <= deleted)
+    /// Publishes what was lost with the queue.
+    pub async fn publish_lost_again(&mut self) {
+        let lost = self.faults.outbox.lock().await.lost.clone();
+        let accepted = self.published.accepted.iter();
+        let lost: Vec<_> = accepted
+            .filter(|job| lost.contains(&job.id))
+            .map(|job| (job.id, job.body(self.seed)))
             .collect();
-        let ids: Vec<Uuid> = at_risk.iter().map(|accepted| accepted.job.id).collect();
-        let unknown: Result<Vec<Uuid>, _> = sqlx::query_scalar(
-            "SELECT id FROM unnest($1::uuid[]) AS asked (id) WHERE NOT EXISTS (SELECT FROM cliquet.jobs job WHERE job.id = asked.id)",
-        )
-        .bind(ids)
-        .fetch_all(&self.ground.pool)
-        .await;
-        // Postgres may be away: the next look finds them.
-        let Ok(unknown) = unknown else {
-            return false;
-        };
-        let lost: Vec<Vec<u8>> = at_risk
-            .iter()
-            .filter(|accepted| unknown.contains(&accepted.job.id))
-            .map(|accepted| accepted.job.body(self.seed))
-            .collect();
-        for body in &lost {
-            self.send("", body, FieldTable::default()).await;
+        for (job, body) in lost {
+            let sent = self.send("", &body, FieldTable::default()).await;
+            { sent }.confirmed(job);
             self.published.again += 1;
         }
-        !lost.is_empty()
     }
 }

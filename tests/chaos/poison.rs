@@ -1,19 +1,38 @@
 //! A task that kills its process, among a thousand good jobs and many in flight.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use cliquet::broker::{Address, Identity};
 use lapin::BasicProperties;
 
 use crate::{
-    audit::says,
+    audit::topology,
     crew::Crew,
     ground::{Ground, QUEUE},
     jobs::{Act, Job},
-    rabbit::{Rabbit, within},
-    worker::Settings,
+    rabbit::{Rabbit, says, within},
+    worker::{Settings, executions},
 };
 
 const GOOD: usize = 1_000;
+
+/// The most jobs that were PROCESSING at once until the poison began for the first time.
+async fn in_flight_before_the_first_death(ground: &Ground) -> i64 {
+    let first = executions(&ground.folder)
+        .into_iter()
+        .find(|execution| execution.poison)
+        .expect("the poison was executed");
+    sqlx::query_scalar(
+        "SELECT max(held)::bigint FROM (
+             SELECT sum((holder IS NOT NULL)::int - (was IS NOT NULL)::int) OVER (ORDER BY at, number) AS held
+               FROM (SELECT at, number, holder, lag(holder) OVER (PARTITION BY job_id ORDER BY at, number) AS was FROM job_history) moved
+              WHERE at <= timestamptz 'epoch' + $1 * interval '1 us') counted",
+    )
+    .bind(first.began)
+    .fetch_one(&ground.pool)
+    .await
+    .unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_jobs() {
@@ -22,15 +41,13 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
         concurrency: 128,
         quick: true,
     };
-    // Two workers with 128 jobs each: 256 in flight.
-    let crew = Crew::start(&ground, 2, settings).await;
+    // All of it waits before anybody takes any.
+    let address = Address::parse(&ground.amqp_url).unwrap();
+    let identity = Identity {
+        name: "the publisher".into(),
+    };
+    topology().declare(&address, &identity).await.unwrap();
     let mut rabbit = Rabbit::new(&ground.amqp_url);
-    within(
-        Duration::from_secs(60),
-        "both workers consume",
-        async || (rabbit.queue(QUEUE).await?.1 == 2).then_some(()),
-    )
-    .await;
     let poison = Job::of(vec![Act::Nothing, Act::Poison, Act::Nothing]);
     for number in 0..=GOOD {
         let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 150 }, Act::Nothing]);
@@ -43,6 +60,8 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
         let sent = rabbit.publish_once("", QUEUE, &body, BasicProperties::default());
         assert!(sent.await, "job {number} is not confirmed");
     }
+    // Two workers with 128 jobs each: 256 in flight.
+    let crew = Crew::start(&ground, 2, settings).await;
 
     within(Duration::from_secs(120), "every job is over", async || {
         let over: i64 = sqlx::query_scalar(
@@ -77,13 +96,10 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     assert_eq!(tasks, ["SUCCESS", "FAILED", "PENDING"]);
 
     crew.dismiss().await;
-    let ends = crew.ends();
-    assert_eq!(ends.get("aborted"), Some(&3), "{ends:?}");
-    assert_eq!(
-        ends.keys().cloned().collect::<Vec<_>>(),
-        ["aborted", "stopped"],
-        "{ends:?}"
-    );
+    let ends = crew.counts();
+    let three_deaths = [("aborted".to_owned(), 3), ("stopped".to_owned(), 2)];
+    assert_eq!(ends, BTreeMap::from(three_deaths));
+    assert_eq!(in_flight_before_the_first_death(&ground).await, 256);
     // The copy that says so to whoever looks at the dead queue.
     let dead = rabbit.drain(&format!("{QUEUE}.dead")).await;
     assert_eq!(dead.len(), 1);

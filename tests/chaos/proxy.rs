@@ -1,6 +1,13 @@
 //! The network between one worker and one service: a relay on a port of its own that can cut, hold and slow what it carries.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -33,6 +40,8 @@ struct Weather {
 pub struct Proxy {
     pub port: u16,
     weather: watch::Sender<Weather>,
+    /// How often anything was refused, reset, held or slowed.
+    felt: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -44,13 +53,23 @@ impl Proxy {
             carriage: Carriage::Fair,
             cuts: 0,
         });
-        let watched = weather.subscribe();
+        let (watched, felt) = (weather.subscribe(), Arc::new(AtomicU64::new(0)));
+        let feeling = felt.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, upstream, watched.clone()));
+                tokio::spawn(relay(client, upstream, watched.clone(), feeling.clone()));
             }
         });
-        Self { port, weather }
+        Self {
+            port,
+            weather,
+            felt,
+        }
+    }
+
+    /// How often a connection has felt its weather, so far.
+    pub fn felt(&self) -> u64 {
+        self.felt.load(Ordering::Relaxed)
     }
 
     /// Everything passes.
@@ -84,11 +103,21 @@ impl Proxy {
     }
 }
 
-async fn relay(client: TcpStream, upstream: u16, mut weather: watch::Receiver<Weather>) {
+async fn relay(
+    client: TcpStream,
+    upstream: u16,
+    mut weather: watch::Receiver<Weather>,
+    felt: Arc<AtomicU64>,
+) {
+    let feel = || felt.fetch_add(1, Ordering::Relaxed);
     let now = *weather.borrow_and_update();
     if now.carriage == Carriage::Refused {
+        feel();
         let _ = client.set_zero_linger();
         return;
+    }
+    if now.carriage == Carriage::Held {
+        feel();
     }
     // While nothing passes, a connection is not made either: the client waits for an answer.
     let passes =
@@ -110,11 +139,17 @@ async fn relay(client: TcpStream, upstream: u16, mut weather: watch::Receiver<We
     let (from_server, to_server) = server.into_split();
     let cut = async {
         let mut weather = weather.clone();
-        let _ = weather.wait_for(|weather| weather.cuts != now.cuts).await;
+        if weather
+            .wait_for(|weather| weather.cuts != now.cuts)
+            .await
+            .is_ok()
+        {
+            feel();
+        }
     };
     tokio::select! {
-        _ = pump(from_client, to_server, weather.clone()) => {}
-        _ = pump(from_server, to_client, weather.clone()) => {}
+        _ = pump(from_client, to_server, weather.clone(), &felt) => {}
+        _ = pump(from_server, to_client, weather.clone(), &felt) => {}
         () = cut => {}
     }
 }
@@ -124,10 +159,14 @@ async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut weather: watch::Receiver<Weather>,
+    felt: &AtomicU64,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let size = from.read(&mut buffer).await?;
+        if weather.borrow_and_update().carriage != Carriage::Fair {
+            felt.fetch_add(1, Ordering::Relaxed);
+        }
         // The end of one side passes no earlier than its bytes.
         let closed = weather
             .wait_for(|weather| weather.carriage != Carriage::Held)

@@ -6,10 +6,10 @@ use std::time::Duration;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
-        QueueDeclareOptions,
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+        QueueBindOptions, QueueDeclareOptions,
     },
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
 use serde_json::Value;
 use tokio::{
@@ -51,12 +51,10 @@ impl Rabbit {
         Ok(channel)
     }
 
-    /// Whether the broker takes connections.
-    pub async fn answers(&mut self) -> bool {
-        matches!(
-            timeout(Duration::from_secs(5), self.channel()).await,
-            Ok(Ok(_))
-        )
+    /// Whether its connection stands.
+    pub fn is_connected(&self) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|(connection, _)| connection.status().connected())
     }
 
     /// Whether this one publish was confirmed and not returned.
@@ -147,18 +145,56 @@ impl Rabbit {
     /// Takes every message out of a queue.
     pub async fn drain(&mut self, queue: &str) -> Vec<(Vec<u8>, BasicProperties)> {
         let channel = self.channel().await.unwrap();
-        let mut all = Vec::new();
-        while let Some(message) = channel
-            .basic_get(
-                queue.into(),
-                lapin::options::BasicGetOptions { no_ack: true },
-            )
-            .await
-            .unwrap()
-        {
-            all.push((message.delivery.data, message.delivery.properties));
-        }
-        all
+        all(&channel, queue, true).await.unwrap()
+    }
+
+    /// Takes every message that waits in a queue and acknowledges none: they go back when this client is dropped, and
+    /// nobody else has them meanwhile. Nothing, when a connection that took some before is lost, or there is none.
+    pub async fn take(&mut self, queue: &str) -> Option<Vec<(Vec<u8>, BasicProperties)>> {
+        let taken = async {
+            let channel = match &self.open {
+                Some((_, channel)) => channel.clone(),
+                None => self.channel().await?,
+            };
+            all(&channel, queue, false).await
+        };
+        timeout(Duration::from_secs(10), taken).await.ok()?.ok()
+    }
+}
+
+async fn all(
+    channel: &Channel,
+    queue: &str,
+    no_ack: bool,
+) -> Result<Vec<(Vec<u8>, BasicProperties)>, lapin::Error> {
+    let mut all = Vec::new();
+    while let Some(message) = channel
+        .basic_get(queue.into(), BasicGetOptions { no_ack })
+        .await?
+    {
+        all.push((message.delivery.data, message.delivery.properties));
+    }
+    Ok(all)
+}
+
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+/// A whole number in a header.
+pub fn whole(properties: &BasicProperties, name: &str) -> Option<i64> {
+    match header(properties, name)? {
+        AMQPValue::LongLongInt(number) => Some(*number),
+        AMQPValue::LongInt(number) => Some(i64::from(*number)),
+        _ => None,
+    }
+}
+
+/// A text in a header; empty where there is none.
+pub fn says(properties: &BasicProperties, name: &str) -> String {
+    match header(properties, name) {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        _ => String::new(),
     }
 }
 
@@ -190,11 +226,12 @@ impl Management {
         (status == 200).then(|| serde_json::from_str(&body).ok())?
     }
 
-    async fn delete(&self, parts: &[&str]) -> bool {
+    /// The answer's status, when there is one.
+    async fn delete(&self, parts: &[&str]) -> Option<u16> {
         let mut url = url::Url::parse("http://broker/").unwrap();
         url.path_segments_mut().unwrap().clear().extend(parts);
-        let deleted = self.ask("DELETE", url.path()).await;
-        deleted.is_some_and(|(status, _)| (200..300).contains(&status))
+        let (status, _) = self.ask("DELETE", url.path()).await?;
+        Some(status)
     }
 
     /// Closes the connections of a worker that serve `purpose`; how many there were. The list is as old as a second.
@@ -209,7 +246,7 @@ impl Management {
             let name = connection["name"].as_str().unwrap_or_default();
             if called.contains(&format!(" {worker}@"))
                 && called.contains(&format!("({purpose})"))
-                && self.delete(&["api", "connections", name]).await
+                && self.delete(&["api", "connections", name]).await == Some(204)
             {
                 closed += 1;
             }
@@ -220,10 +257,21 @@ impl Management {
     pub async fn delete_binding(&self, exchange: &str, queue: &str) -> bool {
         self.delete(&["api", "bindings", "/", "e", exchange, "q", queue, queue])
             .await
+            == Some(204)
     }
 
+    /// Whether it is deleted for sure: an answer that is lost is asked for again.
     pub async fn delete_queue(&self, queue: &str) -> bool {
-        self.delete(&["api", "queues", "/", queue]).await
+        let mut unsure = false;
+        for _ in 0..5 {
+            match self.delete(&["api", "queues", "/", queue]).await {
+                Some(204) => return true,
+                Some(404) => return unsure,
+                _ => unsure = true,
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        panic!("RabbitMQ does not tell whether the queue {queue} is deleted");
     }
 
     /// Messages in a queue that are at a worker.

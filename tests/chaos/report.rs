@@ -1,6 +1,6 @@
 //! What a run found: counts, times and faults. A table for people, JSON for programs.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde_json::{Map, Value, json};
 
@@ -15,8 +15,24 @@ pub struct Report {
 #[derive(Clone)]
 pub struct Times {
     pub what: String,
-    pub aim: &'static str,
+    pub aim: Aim,
     pub took: Vec<Duration>,
+}
+
+/// What the median and the longest of some times should not exceed.
+#[derive(Clone, Copy)]
+pub struct Aim {
+    pub median: Option<Duration>,
+    pub most: Duration,
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(median) = self.median {
+            write!(f, "median {} ms, ", median.as_millis())?;
+        }
+        write!(f, "maximum {} ms", self.most.as_millis())
+    }
 }
 
 impl Times {
@@ -36,7 +52,18 @@ impl Report {
         self.counts.push((what.to_owned(), count));
     }
 
+    /// An aim that is missed is a fault.
     pub fn time(&mut self, times: Times) {
+        let (median, most) = (times.median(), times.most());
+        if times.aim.median.is_some_and(|aim| median > aim) || most > times.aim.most {
+            self.fault(format!(
+                "{}: median {} ms, maximum {} ms; the aim: {}",
+                times.what,
+                median.as_millis(),
+                most.as_millis(),
+                times.aim
+            ));
+        }
         self.times.push(times);
     }
 
@@ -83,7 +110,7 @@ impl Report {
             .iter()
             .map(|times| {
                 let took: Vec<_> = times.took.iter().map(|took| took.as_secs_f64()).collect();
-                json!({"what": times.what, "aim": times.aim, "median_seconds": times.median().as_secs_f64(),
+                json!({"what": times.what, "aim": times.aim.to_string(), "median_seconds": times.median().as_secs_f64(),
                        "maximum_seconds": times.most().as_secs_f64(), "seconds": took})
             })
             .collect();

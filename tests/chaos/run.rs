@@ -1,6 +1,7 @@
 //! One run: as told by `deploy/dev chaos`, or a minute of it among the tests.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,13 +12,13 @@ use std::{
 use crate::{
     audit::{audit, quiet},
     crew::Crew,
-    faults::Faults,
+    faults::{Done, Faults},
     ground::{EXCHANGE, Ground, QUEUE},
-    load::Upstream,
+    load::{LEAST_RATE, Published, Upstream},
     rabbit::{Rabbit, within},
     report::Report,
     schedule, times,
-    worker::Settings,
+    worker::{Settings, executions},
 };
 
 fn told(name: &str) -> Option<String> {
@@ -113,50 +114,106 @@ async fn chaos(seed: u64, seconds: u64, workers: usize, report: &mut Report) {
     let mut upstream = upstream.await.unwrap();
     eprintln!("chaos: the schedule is over; everything is healthy from here on");
 
-    // What the ledger does not know although it is quiet was lost with the queue, and is published once more.
-    let mut is_quiet = quiet(&ground, &crew, report).await;
-    for _ in 0..5 {
-        if !is_quiet || !upstream.publish_lost_again().await {
-            break;
-        }
-        is_quiet = quiet(&ground, &crew, report).await;
-    }
+    upstream.publish_lost_again().await;
+    quiet(&ground, &crew, &faults, report).await;
     let left = crew.dismiss().await;
     let mut published = upstream.published;
-    published.deleted = faults.deletions();
+    published.deletions = faults.deletions();
 
-    for (kind, count) in faults.done() {
-        report.count(kind, i64::from(count));
-    }
-    for (end, count) in crew.ends() {
-        report.count(&format!("worker processes {end}"), i64::from(count));
-        if end.starts_with("unasked") {
-            report.fault(end);
-        }
-    }
+    happened(&faults, report);
+    ends(&ground, &crew, report);
     report.count(
         "milliseconds until the last workers had left",
         left.as_millis() as i64,
     );
+    load(seconds, &published, report);
+    audit(&ground, &crew, &faults, &published, report).await;
+    if report.faults().is_empty() {
+        ground.tidy();
+    }
+}
+
+/// What was done. A kind that was drawn and never happened was not looked at.
+fn happened(faults: &Faults, report: &mut Report) {
+    for (kind, Done { tried, happened }) in faults.done() {
+        report.count(kind, i64::from(happened));
+        if happened < tried {
+            report.count(
+                &format!("{kind}: tried in vain"),
+                i64::from(tried - happened),
+            );
+        }
+        if happened == 0 {
+            report.fault(format!(
+                "{kind}: drawn {tried} times, and it never happened"
+            ));
+        }
+    }
+    let lost: usize = faults
+        .deletions()
+        .iter()
+        .map(|deletion| deletion.jobs.len())
+        .sum();
+    report.count(
+        "jobs that no worker had seen, gone with their deleted queue",
+        lost as i64,
+    );
+}
+
+/// How the worker processes ended, and whether all that is explained.
+fn ends(ground: &Ground, crew: &Crew, report: &mut Report) {
+    for (end, count) in crew.counts() {
+        report.count(&format!("worker processes {end}"), count);
+    }
+    let mut poison = BTreeMap::new();
+    for execution in executions(&ground.folder) {
+        if execution.poison {
+            *poison.entry(execution.worker).or_default() += 1;
+        }
+    }
+    report.count(
+        "executions of tasks that kill their process",
+        poison.values().copied().map(i64::from).sum(),
+    );
+    for sentence in crew.unexplained(&poison) {
+        report.fault(sentence);
+    }
+}
+
+/// What was published. Where that is too little, or a kind of it is missing, the rest means nothing.
+fn load(seconds: u64, published: &Published, report: &mut Report) {
+    let accepted = published.accepted.len() as u64;
+    let least = seconds * LEAST_RATE;
+    if accepted < least {
+        report.fault(format!(
+            "only {accepted} jobs were accepted in {seconds} s; fewer than {least} prove nothing"
+        ));
+    }
     for (what, count) in [
         ("jobs published to the queue", published.by_queue),
         ("jobs published through an exchange", published.by_exchange),
         ("jobs enqueued in SQL", published.by_sql),
         ("duplicates published", published.duplicates),
-        ("copies with forged headers published", published.forged),
         (
-            "jobs published again, since their queue was deleted",
-            published.again,
+            "copies published with a made-up generation",
+            published.forged,
         ),
         (
-            "publishes that were not confirmed and repeated",
-            published.refused,
+            "messages that are no jobs, published",
+            published.garbage.len() as u64,
         ),
     ] {
         report.count(what, count as i64);
+        if count == 0 {
+            report.fault(format!("{what}: none"));
+        }
     }
-    audit(&ground, &crew, &published, report).await;
-    if report.faults().is_empty() {
-        ground.tidy();
-    }
+    report.count(
+        "jobs published again, since they were gone with their queue",
+        published.again as i64,
+    );
+    report.count(
+        "publishes that were not confirmed and repeated",
+        published.refused as i64,
+    );
 }

@@ -64,11 +64,14 @@ pub enum Fault {
 }
 
 impl Fault {
+    pub const KILLED: &str = "worker killed";
+    pub const STOPPED: &str = "worker stopped and started";
+
     /// The word under which it is counted.
     pub fn kind(&self) -> &'static str {
         match self {
-            Fault::Kill { .. } => "worker killed",
-            Fault::Stop { .. } => "worker stopped and started",
+            Fault::Kill { .. } => Self::KILLED,
+            Fault::Stop { .. } => Self::STOPPED,
             Fault::Pause { .. } => "worker paused past its heartbeat",
             Fault::Service { service, killed } => match (service, killed) {
                 (Service::Rabbitmq, false) => "RabbitMQ restarted",

@@ -5,7 +5,10 @@ use std::{
     fs::File,
     io::Write,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -135,10 +138,34 @@ impl Journal {
     }
 
     /// One write a line: lines of several threads do not mix, and a kill leaves whole ones.
-    fn line(&self, word: &str, task: &TaskContext) {
-        let (job, position, attempt) = (task.job_id().0, task.position(), task.attempt());
-        let line = format!("{word} {} {job} {position} {attempt}\n", now_us());
+    fn line(&self, word: &str, task: &str) {
+        let line = format!("{word} {} {task}\n", now_us());
         (&self.0).write_all(line.as_bytes()).unwrap();
+    }
+}
+
+/// An execution that has begun. It ends when the handler has returned, or was dropped.
+struct Begun<'a> {
+    journal: &'a Journal,
+    task: String,
+}
+
+impl<'a> Begun<'a> {
+    fn now(journal: &'a Journal, task: &TaskContext) -> Self {
+        let (job, position, attempt) = (task.job_id().0, task.position(), task.attempt());
+        // The number tells executions apart that begin with the same attempt.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let handler = task.handler();
+        let task = format!("{job} {position} {attempt} {handler} {number}");
+        journal.line("begins", &task);
+        Self { journal, task }
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.journal.line("ends", &self.task);
     }
 }
 
@@ -149,7 +176,10 @@ pub struct Execution {
     pub job: Uuid,
     pub position: i32,
     pub attempt: i32,
+    /// Whether its task kills its process.
+    pub poison: bool,
     pub began: i64,
+    /// When its handler returned or was dropped; never, when its process died with it.
     pub ended: Option<i64>,
 }
 
@@ -175,22 +205,24 @@ pub fn executions(folder: &Path) -> Vec<Execution> {
                 continue;
             };
             let parts: Vec<_> = line.split(' ').collect();
-            let [word, at, job, position, attempt] = parts[..] else {
+            let [word, at, job, position, attempt, handler, number] = parts[..] else {
                 panic!("{path:?} has the line {line:?}");
             };
             let (at, job): (i64, Uuid) = (at.parse().unwrap(), job.parse().unwrap());
             let (position, attempt) = (position.parse().unwrap(), attempt.parse().unwrap());
+            let number: u64 = number.parse().unwrap();
             if word == "begins" {
-                open.insert((job, position, attempt), all.len());
+                open.insert(number, all.len());
                 all.push(Execution {
                     worker: worker.clone(),
                     job,
                     position,
                     attempt,
+                    poison: handler == Act::Poison.handler(),
                     began: at,
                     ended: None,
                 });
-            } else if let Some(index) = open.remove(&(job, position, attempt)) {
+            } else if let Some(index) = open.remove(&number) {
                 all[index].ended = Some(at);
             }
         }
@@ -209,9 +241,8 @@ struct Hand {
 
 impl Hand {
     async fn act(&self, task: TaskContext) -> Result<Value, TaskError> {
-        self.journal.line("begins", &task);
+        let _begun = Begun::now(&self.journal, &task);
         let did = self.done(&task).await;
-        self.journal.line("ends", &task);
         did.map(|()| json!({"by": self.name, "attempt": task.attempt()}))
     }
 
