@@ -12,7 +12,11 @@
 //! A write is repeated until its outcome is known. That is safe because every verb is repeatable: it names the job, the
 //! epoch and the attempt, and recognises its own earlier commit. A verb never ends in "perhaps".
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use sqlx::{Connection, PgConnection};
@@ -34,7 +38,7 @@ use super::{
     step::Step,
     tally::Tally,
 };
-use crate::{job::JobId, retry::RetryPolicy};
+use crate::{job::JobId, metrics::Transition, retry::RetryPolicy};
 
 /// The most transitions in one statement; more than this gains nothing and makes neighbours wait.
 const LARGEST_GROUP: usize = 512;
@@ -58,6 +62,9 @@ const MOST_LOOKS: usize = 50;
 pub(crate) trait Verb: Send + Sync + Sized + 'static {
     /// What the caller learns.
     type Answer: Send + 'static;
+
+    /// What it is counted as.
+    const TRANSITION: Transition;
 
     /// The job it concerns.
     fn job(&self) -> JobId;
@@ -127,6 +134,7 @@ impl Lanes {
             holder: holder.clone(),
             number,
             connection: None,
+            broken: false,
             tally: tally.clone(),
         });
         let (sender, inbox) = mpsc::channel(LANE_DEPTH);
@@ -208,6 +216,8 @@ struct Lane {
     holder: Arc<Holder>,
     number: usize,
     connection: Option<PgConnection>,
+    /// Whether it had one that broke.
+    broken: bool,
     tally: Arc<Tally>,
 }
 
@@ -315,9 +325,11 @@ impl Lane {
         loop {
             let error = match self.connected().await {
                 Ok(connection) => {
+                    let began = Instant::now();
                     match timeout(NO_ANSWER, V::write(connection, &holder, &verbs)).await {
                         Ok(Ok(answers)) => {
-                            self.tally.committed();
+                            self.tally
+                                .committed(V::TRANSITION, group.len(), began.elapsed());
                             if failures > 0 {
                                 info!(
                                     lane = self.number,
@@ -359,7 +371,7 @@ impl Lane {
                 Err(error) => sentence(&error),
             };
             // The connection is dropped, not closed in order: what it was doing is unknown.
-            self.connection = None;
+            self.broken |= self.connection.take().is_some();
             failures += 1;
             if failures == 1 || failures % 30 == 0 {
                 warn!(
@@ -381,6 +393,9 @@ impl Lane {
                 PgConnection::connect_with(&options),
             );
             self.connection = Some(connecting.await.map_err(|_| sqlx::Error::PoolTimedOut)??);
+            if std::mem::take(&mut self.broken) {
+                self.tally.lane_is_back();
+            }
         }
         self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)
     }

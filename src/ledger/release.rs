@@ -10,6 +10,7 @@ use super::{Holder, advance::Written, lane::Verb};
 use crate::{
     fail_point::cut,
     job::{Epoch, JobId},
+    metrics::Transition,
 };
 
 /// The job is handed back in the middle of an attempt.
@@ -35,6 +36,7 @@ SELECT ended.job_id FROM ended";
 
 impl Verb for Release {
     type Answer = Written;
+    const TRANSITION: Transition = Transition::Release;
 
     fn job(&self) -> JobId {
         self.job

@@ -7,6 +7,7 @@ use super::{Holder, lane::Verb};
 use crate::{
     fail_point::cut,
     job::{Generation, JobId},
+    metrics::Transition,
 };
 
 /// A copy is confirmed.
@@ -25,6 +26,7 @@ UPDATE cliquet.jobs job SET sent = v.generation
 
 impl Verb for Sent {
     type Answer = ();
+    const TRANSITION: Transition = Transition::Sent;
 
     fn job(&self) -> JobId {
         self.job
