@@ -284,6 +284,7 @@ const REASONS: &[&str] = &[
     "unstorable",
     "bad_header",
     "not_json",
+    "not_utf8",
     "not_an_object",
     "wrong_shape",
     "too_large",

@@ -8,6 +8,7 @@ mod brake;
 mod broker;
 mod cli;
 mod context;
+mod dashboards;
 mod death;
 mod doctor;
 mod exec;
