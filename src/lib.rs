@@ -246,10 +246,12 @@
 //!
 //! Folders are the words above; imports go down only.
 //!
-//! - 0, words: [`job`] (ids, the message, statuses); `fail_point` (where tests kill a worker)
+//! - 0, words: [`job`] (ids, the message, statuses); [`metrics`] (what is counted and measured: one table of all names);
+//!   `fail_point` (where tests kill a worker)
 //! - 1: [`retry`] (policy, ladder, brake), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
 //!   topology, consuming, confirmed publishing)
-//! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`]
+//! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`] (log lines,
+//!   Prometheus's text)
 //! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
 //! - 4: [`ops`] (for people: the command line)
 //!
@@ -265,6 +267,7 @@ pub mod config;
 pub mod handlers;
 pub mod job;
 pub mod ledger;
+pub mod metrics;
 pub mod ops;
 pub mod retry;
 pub mod task;

@@ -1,4 +1,7 @@
-//! Log lines, always on standard error: standard output is for data.
+//! What a process tells of itself while it runs. Here log lines, always on standard error: standard output is for data;
+//! `metrics` gives Prometheus's text.
+
+pub mod metrics;
 
 use std::io::{self, IsTerminal};
 

@@ -296,6 +296,8 @@ pub(super) struct Outage {
     failures: u32,
     /// When it began, while it lasts.
     since: Option<Instant>,
+    /// Whether what worked has broken since.
+    broken: bool,
     restored: Option<Instant>,
     /// The failure that was logged last, and when.
     told: Option<(BrokerError, Instant)>,
@@ -309,6 +311,7 @@ impl Outage {
             policy: RetryPolicy::reconnecting(LONGEST_PAUSE),
             failures: 0,
             since: None,
+            broken: false,
             restored: None,
             told: None,
         }
@@ -346,6 +349,7 @@ impl Outage {
 
     /// Logs that what worked has broken, and gives the pause before it is built again.
     pub fn broke(&mut self, reason: &str) -> Duration {
+        self.broken = true;
         let pause = self.pause();
         let pause_ms = pause.as_millis() as u64;
         warn!(
@@ -355,8 +359,8 @@ impl Outage {
         pause
     }
 
-    /// Logs that everything works again, when it did not.
-    pub fn restored(&mut self) {
+    /// Logs that everything works again, when it did not. Answers whether it had worked before.
+    pub fn restored(&mut self) -> bool {
         self.restored = Some(Instant::now());
         self.told = None;
         if let Some(since) = self.since.take() {
@@ -368,6 +372,7 @@ impl Outage {
                 "RabbitMQ is back"
             );
         }
+        std::mem::take(&mut self.broken)
     }
 
     fn pause(&mut self) -> Duration {

@@ -32,6 +32,7 @@ use super::{
     connect::{Link, Outage, Trouble, answer},
     settling::Settling,
 };
+use crate::metrics::{Metrics, Wire};
 
 /// The most deliveries at a time that RabbitMQ means a quorum queue to hand to one consumer.
 const MOST_PREFETCHED: u16 = 2_000;
@@ -77,6 +78,26 @@ impl Consumer {
         prefetch: u16,
         declare: bool,
     ) -> Result<Self, BrokerError> {
+        Self::start_telling(
+            address,
+            topology,
+            identity,
+            prefetch,
+            declare,
+            Arc::default(),
+        )
+        .await
+    }
+
+    /// [`start`](Self::start), with metrics that are told how it is with the connection.
+    pub(crate) async fn start_telling(
+        address: Address,
+        topology: Topology,
+        identity: Identity,
+        prefetch: u16,
+        declare: bool,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BrokerError> {
         if !(1..=MOST_PREFETCHED).contains(&prefetch) {
             warn!(
                 prefetch,
@@ -100,6 +121,8 @@ impl Consumer {
             }
         };
         outage.restored();
+        metrics.prefetch(prefetch);
+        metrics.connected(Wire::Consume, false);
         info!(queue = wish.topology.name(Place::Work), prefetch, broker.address = %wish.address, "consuming");
 
         let shared = Arc::new(Shared {
@@ -117,6 +140,7 @@ impl Consumer {
             subscription,
             shared.clone(),
             connected,
+            metrics,
         ));
         tasks.close();
         Ok(Self {
@@ -267,6 +291,7 @@ async fn supervise(
     mut subscription: Subscription,
     shared: Arc<Shared>,
     connected: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
 ) {
     // Whoever waits for the hand-back must not wait for ever, however this task ends.
     let handed_back = shared.stopped.clone().drop_guard();
@@ -285,11 +310,13 @@ async fn supervise(
                 drop(handed_back);
                 shared.closing.cancelled().await;
                 connected.send_replace(false);
+                metrics.disconnected(Wire::Consume);
                 return subscription.link.close().await;
             }
             reason = forward(&mut subscription, &shared) => reason,
         };
         connected.send_replace(false);
+        metrics.disconnected(Wire::Consume);
         // None of these can be settled any more; the broker delivers them again.
         shared.buffer().clear();
         let mut pause = outage.broke(&reason);
@@ -309,7 +336,7 @@ async fn supervise(
                 },
             }
         };
-        outage.restored();
+        metrics.connected(Wire::Consume, outage.restored());
         connected.send_replace(true);
     }
 }

@@ -37,7 +37,11 @@ use super::{
     Address, BrokerError, Identity, Letter, Place, SendError, Topology,
     connect::{ANSWER_TIMEOUT, Link, Outage, Trouble, answer},
 };
-use crate::{fail_point::cut, retry::RetryPolicy};
+use crate::{
+    fail_point::cut,
+    metrics::{Metrics, PublishEnd, Wire},
+    retry::RetryPolicy,
+};
 
 /// The longest pause before a letter is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -65,6 +69,7 @@ struct Shared {
     declared_again: AtomicU64,
     declaring: tokio::sync::Mutex<()>,
     links: AtomicU64,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Clone)]
@@ -93,6 +98,25 @@ impl Publisher {
         channels: usize,
         declare: bool,
     ) -> Self {
+        Self::start_telling(
+            address,
+            topology,
+            identity,
+            channels,
+            declare,
+            Arc::default(),
+        )
+    }
+
+    /// [`start`](Self::start), with metrics that are told what becomes of letters and how it is with the connection.
+    pub(crate) fn start_telling(
+        address: Address,
+        topology: Topology,
+        identity: Identity,
+        channels: usize,
+        declare: bool,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let not_yet = BrokerError::Unreachable {
             address: address.to_string(),
             reason: "the connection is not made yet".into(),
@@ -107,6 +131,7 @@ impl Publisher {
             declared_again: AtomicU64::new(0),
             declaring: tokio::sync::Mutex::default(),
             links: AtomicU64::new(0),
+            metrics,
         });
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(supervise(shared.clone(), address, identity, stop.clone()));
@@ -277,10 +302,18 @@ impl Publisher {
     /// One publish and its confirm.
     async fn attempt(&self, queue: &str, letter: &Letter) -> Result<(), SendError> {
         // When the time is up, or the caller goes away, the future is dropped, and the channel that it holds with it.
-        match timeout(ANSWER_TIMEOUT, self.publish(queue, letter)).await {
+        let published = match timeout(ANSWER_TIMEOUT, self.publish(queue, letter)).await {
             Ok(published) => published,
             Err(_) => Err(unavailable(queue, self.what_is_in_the_way())),
-        }
+        };
+        self.shared.metrics.published(match &published {
+            Ok(()) => PublishEnd::Confirmed,
+            Err(SendError::Unroutable { .. }) => PublishEnd::Returned,
+            Err(SendError::Refused { .. }) => PublishEnd::Refused,
+            Err(SendError::TooLarge { .. }) => PublishEnd::TooLarge,
+            Err(_) => PublishEnd::Unanswered,
+        });
+        published
     }
 
     async fn publish(&self, queue: &str, letter: &Letter) -> Result<(), SendError> {
@@ -465,10 +498,9 @@ impl Shared {
         }
         let link = Arc::new(link);
         let number = self.links.fetch_add(1, Ordering::Relaxed);
-        self.blocked
-            .send_replace(link.connection.status().blocked());
+        self.block(link.connection.status().blocked());
         self.state.send_replace(State::Up(link.clone(), number));
-        outage.restored();
+        self.metrics.connected(Wire::Publish, outage.restored());
 
         let mut look = interval(LOOK);
         let mut reason = None;
@@ -479,14 +511,14 @@ impl Shared {
             };
             match event {
                 Some(Event::ConnectionBlocked(why)) => {
-                    self.blocked.send_replace(true);
+                    self.block(true);
                     warn!(
                         broker.reason = why,
                         "RabbitMQ blocks publishers: copies wait until its alarm ends (see `rabbitmqctl status`)"
                     );
                 }
                 Some(Event::ConnectionUnblocked) => {
-                    self.blocked.send_replace(false);
+                    self.block(false);
                     info!("RabbitMQ takes messages again");
                 }
                 Some(Event::Error(error)) => reason = Some(Trouble::from(error).sentence),
@@ -497,10 +529,16 @@ impl Shared {
         Ok(reason.unwrap_or_else(|| "it is closed".into()))
     }
 
+    fn block(&self, blocked: bool) {
+        self.blocked.send_replace(blocked);
+        self.metrics.blocked(blocked);
+    }
+
     /// Forgets the connection.
     fn leave(&self, state: State) {
         let former = self.state.send_replace(state);
-        self.blocked.send_replace(false);
+        self.metrics.disconnected(Wire::Publish);
+        self.block(false);
         self.idle().clear();
         drop(former);
     }

@@ -35,6 +35,7 @@ use super::{
 use crate::{
     fail_point::cut,
     job::{Epoch, Fingerprint, Generation, JobId, JobMessage, Position, TaskResult, null},
+    metrics::Transition,
 };
 
 /// What a delivery asks the ledger.
@@ -91,7 +92,27 @@ pub(crate) enum Answer {
     Busy,
     /// A worker has died in the task that comes next (so often), and the claim was not made for such a job. The crash is
     /// counted, nobody holds the job, and nothing has begun: a process that died now would cast no new suspicion on it.
-    Suspect { crashes: u32 },
+    Suspect {
+        crashes: u32,
+        position: Position,
+        /// Whether it was this claim that took the job from a dead worker.
+        taken_over: bool,
+    },
+}
+
+impl Answer {
+    /// The task that a worker died in, if this claim took its job over.
+    pub(crate) fn died_in(&self) -> Option<Position> {
+        match self {
+            Answer::Claimed(claimed) if claimed.way == Way::TakenOver => Some(claimed.position),
+            Answer::Suspect {
+                position,
+                taken_over: true,
+                ..
+            } => Some(*position),
+            _ => None,
+        }
+    }
 }
 
 /// What a claim entitles to.
@@ -111,6 +132,8 @@ pub(crate) struct Claimed {
     pub(crate) way: Way,
     /// The results of the tasks before.
     pub(crate) results: Vec<TaskResult>,
+    /// How long ago the ledger first knew the job.
+    pub(crate) age: Duration,
 }
 
 /// Which row of the table gave us the job.
@@ -215,7 +238,8 @@ WITH asked AS (
            finished_at = NULL, error = NULL
       FROM begun WHERE job.id = ANY (ARRAY[begun.job_id])
     RETURNING job.id, job.epoch, job.generation, CASE WHEN begun.suspect THEN 'suspect' ELSE begun.answer END AS answer,
-              begun.position, begun.attempt, begun.crashes
+              begun.position, begun.attempt, begun.crashes, begun.answer = 'taken_over' AS taken_over,
+              extract(epoch FROM clock_timestamp() - job.created_at)::float8 AS age
 ), crashed AS (
     INSERT INTO cliquet.failures (job_id, position, epoch, attempt, worker, error, started_at)
     SELECT begun.job_id, begun.position, begun.former_epoch, begun.attempt + begun.suspect::int, coalesce(worker.name, 'unknown'),
@@ -238,20 +262,21 @@ SELECT held.id, held.answer, held.epoch, held.generation, held.position, held.at
        CASE WHEN held.position > 1 AND held.answer <> 'suspect' THEN (
            SELECT json_agg(json_build_object('position', task.position, 'handler', task.handler, 'result', task.result) ORDER BY task.position)::text
              FROM cliquet.tasks task WHERE task.job_id = held.id AND task.position < held.position) END AS results,
-       NULL::bytea AS fingerprint, NULL::text AS error, NULL::float8 AS delay
+       NULL::bytea AS fingerprint, NULL::text AS error, NULL::float8 AS delay, held.taken_over, held.age
   FROM held
 UNION ALL
 SELECT verdict.id, verdict.answer, verdict.epoch, verdict.generation, NULL, NULL, NULL, NULL, verdict.fingerprint, verdict.error,
-       extract(epoch FROM verdict.next_attempt_at - clock_timestamp())::float8
+       extract(epoch FROM verdict.next_attempt_at - clock_timestamp())::float8, NULL, NULL
   FROM verdict WHERE verdict.answer NOT IN ('retried', 'regained', 'resumed', 'taken_over')
 UNION ALL
-SELECT created.id, 'new', 1::int8, created.generation, 1::int4, 1::int4, 0::int4, NULL, NULL, NULL, NULL
+SELECT created.id, 'new', 1::int8, created.generation, 1::int4, 1::int4, 0::int4, NULL, NULL, NULL, NULL, NULL, NULL
   FROM created
 "
 );
 
 impl Verb for Claim {
     type Answer = Answer;
+    const TRANSITION: Transition = Transition::Claim;
 
     fn job(&self) -> JobId {
         self.message.id
@@ -379,6 +404,7 @@ fn read(row: &PgRow) -> Result<Answer, sqlx::Error> {
             crashes: row.try_get::<i32, _>("crashes")?.unsigned_abs(),
             way,
             results: results(row.try_get("results")?)?,
+            age: span(row.try_get("age")?),
         })))
     };
     Ok(match row.try_get("answer")? {
@@ -402,20 +428,23 @@ fn read(row: &PgRow) -> Result<Answer, sqlx::Error> {
         },
         "finished" => Answer::Finished,
         "stale" => Answer::Stale,
-        "superseded" => {
-            let seconds: Option<f64> = row.try_get("delay")?;
-            let delay = Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
-            Answer::Superseded {
-                generation: generation()?,
-                delay,
-            }
-        }
+        "superseded" => Answer::Superseded {
+            generation: generation()?,
+            delay: span(row.try_get("delay")?),
+        },
         "mine" => Answer::Mine,
         "suspect" => Answer::Suspect {
             crashes: row.try_get::<i32, _>("crashes")?.unsigned_abs(),
+            position: row.try_get("position")?,
+            taken_over: row.try_get("taken_over")?,
         },
         _ => Answer::Busy,
     })
+}
+
+/// What lies in the past, or is not there, is no time at all.
+fn span(seconds: Option<f64>) -> Duration {
+    Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
 }
 
 /// The results of the tasks before the frontier, as the statement aggregates them.

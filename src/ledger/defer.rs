@@ -18,7 +18,7 @@ use super::{
     fail::storable,
     lane::{Verb, column},
 };
-use crate::{fail_point::cut, job::JobId};
+use crate::{fail_point::cut, job::JobId, metrics::Transition};
 
 /// The task that stands here is put off.
 #[derive(Debug)]
@@ -60,6 +60,7 @@ SELECT ended.job_id FROM ended";
 
 impl Verb for Defer {
     type Answer = Written;
+    const TRANSITION: Transition = Transition::Defer;
 
     fn job(&self) -> JobId {
         self.stand.job

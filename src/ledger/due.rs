@@ -76,6 +76,13 @@ const CLEARED: &str = r"
 UPDATE cliquet.workers SET cleared_at = clock_timestamp()
  WHERE id = ANY($1) AND coalesce(stopped_at, seen_at) < statement_timestamp() - interval '1 minute'";
 
+/// The oldest of those that are due; their index has it first.
+pub(super) const OLDEST: &str = r"
+SELECT extract(epoch FROM statement_timestamp() - job.next_attempt_at)::float8
+  FROM cliquet.jobs job
+ WHERE job.next_attempt_at <= statement_timestamp() AND job.queue = $1
+ ORDER BY job.next_attempt_at LIMIT 1";
+
 /// A row that somebody keeps locked is left as it is: whoever waited for it would keep all others from reconciling.
 const PUT_OFF: &str = r"
 UPDATE cliquet.jobs
@@ -96,6 +103,16 @@ UPDATE cliquet.jobs
    SET status = 'FAILED', error = CASE status WHEN 'FAILED' THEN error ELSE $2 END,
        finished_at = coalesce(finished_at, clock_timestamp()), next_attempt_at = NULL, sent = generation
  WHERE id = $1 AND status IN ('PENDING', 'RETRYING', 'FAILED')";
+
+/// For how long the oldest job of the queue that is due has waited; zero when none is.
+pub(super) async fn oldest(pool: &PgPool, queue: &str) -> Result<Duration, LedgerError> {
+    let waits: Option<f64> = sqlx::query_scalar(OLDEST)
+        .bind(queue)
+        .fetch_optional(pool)
+        .await
+        .map_err(unavailable)?;
+    Ok(Duration::try_from_secs_f64(waits.unwrap_or(0.0)).unwrap_or_default())
+}
 
 /// The right to reconcile a queue; it ends with [`Reconciling::end`], or with the connection.
 pub(crate) struct Reconciling {

@@ -13,7 +13,7 @@ use super::{
     advance::{Stand, Written, written},
     lane::{Verb, column},
 };
-use crate::{fail_point::cut, job::JobId};
+use crate::{fail_point::cut, job::JobId, metrics::Transition};
 
 /// One attempt failed.
 #[derive(Debug)]
@@ -53,6 +53,7 @@ SELECT ended.job_id FROM ended";
 
 impl Verb for Fail {
     type Answer = Written;
+    const TRANSITION: Transition = Transition::Fail;
 
     fn job(&self) -> JobId {
         self.stand.job

@@ -15,7 +15,11 @@
 //! A write is repeated until its outcome is known. That is safe because every verb is repeatable: it names the job, the
 //! epoch and the attempt, and recognises its own earlier commit. A verb never ends in "perhaps".
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{
     StreamExt,
@@ -41,7 +45,7 @@ use super::{
     step::Step,
     tally::Tally,
 };
-use crate::{job::JobId, retry::RetryPolicy};
+use crate::{job::JobId, metrics::Transition, retry::RetryPolicy};
 
 /// The most transitions in one statement; more than this gains nothing and makes neighbours wait.
 const LARGEST_GROUP: usize = 512;
@@ -72,6 +76,9 @@ pub(super) fn column<T, C>(group: &[&T], value: impl Fn(&T) -> C) -> Vec<C> {
 pub(crate) trait Verb: Send + Sync + Sized + 'static {
     /// What the caller learns.
     type Answer: Send + 'static;
+
+    /// What it is counted as.
+    const TRANSITION: Transition;
 
     /// The job it concerns.
     fn job(&self) -> JobId;
@@ -142,6 +149,7 @@ impl Lanes {
             holder: holder.clone(),
             number,
             connection: None,
+            broken: false,
             tally: tally.clone(),
             apart: Apart::Places(apart.clone()),
         });
@@ -224,6 +232,8 @@ struct Lane {
     holder: Arc<Holder>,
     number: usize,
     connection: Option<PgConnection>,
+    /// Whether it had one that broke.
+    broken: bool,
     tally: Arc<Tally>,
     apart: Apart,
 }
@@ -390,9 +400,11 @@ impl Lane {
         loop {
             let error = match self.connected().await {
                 Ok(connection) => {
+                    let began = Instant::now();
                     match timeout(NO_ANSWER, V::write(connection, &holder, &verbs)).await {
                         Ok(Ok(answers)) => {
-                            self.tally.committed();
+                            self.tally
+                                .committed(V::TRANSITION, group.len(), began.elapsed());
                             if failures > 0 {
                                 info!(
                                     lane = self.number,
@@ -439,7 +451,7 @@ impl Lane {
                 Err(error) => sentence(&error),
             };
             // The connection is dropped, not closed in order: what it was doing is unknown.
-            self.connection = None;
+            self.broken |= self.connection.take().is_some();
             failures += 1;
             if failures == 1 || failures % 30 == 0 {
                 warn!(
@@ -461,6 +473,9 @@ impl Lane {
                 PgConnection::connect_with(&options),
             );
             self.connection = Some(connecting.await.map_err(|_| sqlx::Error::PoolTimedOut)??);
+            if std::mem::take(&mut self.broken) {
+                self.tally.lane_is_back();
+            }
         }
         self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)
     }

@@ -25,7 +25,10 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sqlx::PgPool;
 use tokio::time::{sleep, timeout};
@@ -61,6 +64,7 @@ use transaction::Sessions;
 
 use crate::{
     job::{Epoch, Generation, JobId},
+    metrics::Transition,
     retry::RetryPolicy,
 };
 
@@ -184,6 +188,11 @@ impl Ledger {
         self.sessions.waiting_handlers()
     }
 
+    /// For how long the oldest job of this worker's queue that is due has waited.
+    pub(crate) async fn oldest_due(&self) -> Result<Duration, LedgerError> {
+        due::oldest(&self.desk, &self.holder.queue).await
+    }
+
     /// Where the reconciler's connection comes from.
     pub(crate) fn desk(&self) -> &PgPool {
         &self.desk
@@ -203,7 +212,7 @@ impl Ledger {
     /// A task ended well.
     pub(crate) async fn advance(&self, advance: Advance) -> Result<Written, LedgerError> {
         match self.lanes.write(Step::Advance(advance)).await? {
-            Stepped::Advanced(written) => Ok(written),
+            Stepped::Advanced(written) => Ok(self.told(Transition::Step, written)),
             Stepped::Admitted(_) | Stepped::Known => {
                 // The answers of admissions: no advance has them.
                 Err(LedgerError::Closed)
@@ -213,21 +222,36 @@ impl Ledger {
 
     /// A task ended well, with what its handler wrote.
     pub(crate) async fn commit_with(&self, advance: &Advance, transaction: Open) -> Committed {
+        let began = Instant::now();
         let committed = advance.commit_with(transaction).await;
-        if matches!(committed, Committed::Yes) {
-            self.tally.committed();
+        match committed {
+            Committed::Yes => self
+                .tally
+                .committed(Transition::Transaction, 1, began.elapsed()),
+            Committed::Fenced => self.tally.fenced(Transition::Transaction),
+            Committed::No(_) | Committed::Unknown(_) => {}
         }
         committed
     }
 
     /// An attempt failed.
     pub(crate) async fn fail(&self, fail: Fail) -> Result<Written, LedgerError> {
-        self.lanes.write(fail).await
+        let written = self.lanes.write(fail).await?;
+        Ok(self.told(Transition::Fail, written))
     }
 
     /// A task is put off; the attempt that was begun does not count.
     pub(crate) async fn defer(&self, defer: Defer) -> Result<Written, LedgerError> {
-        self.lanes.write(defer).await
+        let written = self.lanes.write(defer).await?;
+        Ok(self.told(Transition::Defer, written))
+    }
+
+    /// Counts a write that was fenced. A release is not among them: one that changes nothing may have been repeated.
+    fn told(&self, transition: Transition, written: Written) -> Written {
+        if written == Written::Fenced {
+            self.tally.fenced(transition);
+        }
+        written
     }
 
     /// An attempt is cut short and does not count.
@@ -250,7 +274,10 @@ impl Ledger {
                 let stands = [stand];
                 let asked = advance::fates(&mut connection, &stands, "SUCCESS");
                 match timeout(lane::NO_ANSWER, asked).await {
-                    Ok(Ok(fates)) => return fates.first().copied().flatten(),
+                    Ok(Ok(fates)) => {
+                        let fate = fates.first().copied().flatten();
+                        return fate.map(|written| self.told(Transition::Transaction, written));
+                    }
                     _ => connection.close_on_drop(),
                 }
             }

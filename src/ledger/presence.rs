@@ -21,6 +21,7 @@ use super::{
 use crate::{
     fail_point::cut,
     job::{Epoch, JobId},
+    metrics::{Metrics, Wire},
     retry::{BrakeState, RetryPolicy},
 };
 
@@ -46,6 +47,7 @@ pub(crate) struct Presence {
     sessions: u64,
     /// The handlers that are braked, as JSON; told with each beat.
     brakes: Option<String>,
+    metrics: Arc<Metrics>,
 }
 
 /// The session of the lock in which tasks may start; none while it is lost.
@@ -140,6 +142,7 @@ impl Presence {
             present: watch::Sender::new(None),
             sessions: 0,
             brakes: None,
+            metrics: Arc::default(),
         };
         presence.lock(session).await?;
         presence.resume(); // it runs nothing yet
@@ -148,6 +151,13 @@ impl Presence {
 
     pub(crate) fn holder(&self) -> Arc<Holder> {
         self.holder.clone()
+    }
+
+    /// From now on these are told how it is with the session.
+    pub(crate) fn tell(&mut self, metrics: Arc<Metrics>) {
+        metrics.connected(Wire::Heartbeat, false);
+        metrics.heartbeat();
+        self.metrics = metrics;
     }
 
     /// The session while tasks may start: the lock is held, and since it was taken a beat has told which runs are lost.
@@ -195,9 +205,11 @@ impl Presence {
                     if failures > 0 {
                         info!(failures, "the worker is present in the ledger again");
                     }
+                    self.metrics.heartbeat();
                     return lost;
                 }
                 Err(error) => {
+                    self.metrics.disconnected(Wire::Heartbeat);
                     // Dropped, not closed in order: what it was doing is unknown.
                     self.session = None;
                     self.present.send_replace(None);
@@ -221,6 +233,7 @@ impl Presence {
         if self.session.is_none() {
             let session = open(&self.address, &self.holder.name).await?;
             self.lock(session).await?;
+            self.metrics.connected(Wire::Heartbeat, true);
         }
         let session = self.session.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         let rows = sqlx::query(BEAT)

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     fail_point::cut,
     job::{Epoch, JobId},
+    metrics::Transition,
 };
 
 /// The job is handed back in the middle of an attempt.
@@ -39,6 +40,7 @@ SELECT ended.job_id FROM ended";
 
 impl Verb for Release {
     type Answer = Written;
+    const TRANSITION: Transition = Transition::Release;
 
     fn job(&self) -> JobId {
         self.job

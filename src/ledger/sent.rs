@@ -10,6 +10,7 @@ use super::{
 use crate::{
     fail_point::cut,
     job::{Generation, JobId},
+    metrics::Transition,
 };
 
 /// A copy is confirmed.
@@ -28,6 +29,7 @@ UPDATE cliquet.jobs job SET sent = v.generation
 
 impl Verb for Sent {
     type Answer = ();
+    const TRANSITION: Transition = Transition::Sent;
 
     fn job(&self) -> JobId {
         self.job

@@ -13,7 +13,7 @@
 //! serve, and the only way to a row is to look it up. (With an equality, and statistics from when the tables were empty, it
 //! walked through the index for every row. A range of one value pins the plan too, but walks to the end of the job.)
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use sqlx::{PgConnection, Row};
 
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     fail_point::cut,
     job::{Epoch, Generation, JobId},
+    metrics::Transition,
 };
 
 /// One step of one job.
@@ -172,6 +173,7 @@ impl Step {
 
 impl Verb for Step {
     type Answer = Stepped;
+    const TRANSITION: Transition = Transition::Step;
 
     fn job(&self) -> JobId {
         match self {
@@ -247,6 +249,7 @@ const FIRST_CLAIM: Claimed = Claimed {
     crashes: 0,
     way: Way::New,
     results: Vec::new(),
+    age: Duration::ZERO,
 };
 
 fn columns<'q, C>(advances: &[&'q Advance], value: impl Fn(&'q Advance) -> C) -> Vec<C> {

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::{
     config::Config,
     job::JobId,
+    metrics::{Metrics, OfHandler, TaskEnd},
     retry::{Brake, BrakeState, Failed, Pass},
     task::{Registry, TaskError, WhatNext},
 };
@@ -25,9 +26,15 @@ pub(super) struct Brakes(Arc<Table>);
 
 #[derive(Default)]
 struct Table {
-    brakes: HashMap<String, Mutex<Brake>>,
+    handlers: HashMap<String, Handler>,
+    metrics: Arc<Metrics>,
     /// The longest pause between two probes.
     probe_every: Duration,
+}
+
+struct Handler {
+    brake: Mutex<Brake>,
+    metrics: Arc<OfHandler>,
 }
 
 fn lock(brake: &Mutex<Brake>) -> MutexGuard<'_, Brake> {
@@ -45,23 +52,30 @@ pub(super) struct Wait {
 }
 
 /// The right to run one task of a handler; what the task came to is told to its brake. Dropped without a word, it tells
-/// nothing.
+/// its brake nothing, and the attempt is counted as unfinished.
 pub(super) struct Go<'b> {
     handler: &'b str,
     brake: Option<&'b Mutex<Brake>>,
+    metrics: &'b OfHandler,
+    since: Instant,
     probe: Option<u64>,
     probe_every: Duration,
+    told: bool,
 }
 
 impl Brakes {
-    pub(super) fn new(registry: &Registry, config: &Config) -> Self {
-        let brakes = registry.options().map(|(handler, options)| {
+    pub(super) fn new(registry: &Registry, config: &Config, metrics: &Arc<Metrics>) -> Self {
+        let handlers = registry.options().map(|(name, options)| {
             let after = options.brake_after.unwrap_or(config.brake_after);
-            let brake = Brake::new(after, config.probe_every);
-            (handler.to_owned(), Mutex::new(brake))
+            let handler = Handler {
+                brake: Mutex::new(Brake::new(after, config.probe_every)),
+                metrics: metrics.handler(name).clone(),
+            };
+            (name.to_owned(), handler)
         });
         Self(Arc::new(Table {
-            brakes: brakes.collect(),
+            handlers: handlers.collect(),
+            metrics: metrics.clone(),
             probe_every: config.probe_every,
         }))
     }
@@ -71,20 +85,26 @@ impl Brakes {
     /// # Errors
     /// How long it waits, when the handler is braked.
     pub(super) fn ask<'b>(&'b self, handler: &'b str) -> Result<Go<'b>, Wait> {
-        let brake = self.0.brakes.get(handler);
+        let known = self.0.handlers.get(handler);
         let mut go = Go {
             handler,
-            brake,
+            brake: known.map(|known| &known.brake),
+            metrics: known.map_or(self.0.metrics.handler(handler), |known| &known.metrics),
+            since: Instant::now(),
             probe: None,
             probe_every: self.0.probe_every,
+            told: false,
         };
-        let Some(held) = brake.map(lock) else {
+        let Some(held) = go.brake.map(lock) else {
             return Ok(go);
         };
         match pass(held) {
             (Pass::Free, _) => {}
             (Pass::Probe(number), _) => go.probe = Some(number),
-            (Pass::Wait(delay), state) => return Err(go.wait(delay, state, None)),
+            (Pass::Wait(delay), state) => {
+                go.told = true; // the ledger's answer to the deferral will be
+                return Err(go.wait(delay, state, None));
+            }
         }
         Ok(go)
     }
@@ -94,9 +114,9 @@ impl Brakes {
         let now = Instant::now();
         let mut on: Vec<_> = self
             .0
-            .brakes
+            .handlers
             .iter()
-            .filter_map(|(handler, brake)| lock(brake).state(handler, now))
+            .filter_map(|(name, handler)| lock(&handler.brake).state(name, now))
             .collect();
         on.sort_by(|one, other| one.handler.cmp(&other.handler));
         on
@@ -114,12 +134,24 @@ fn pass(mut brake: MutexGuard<'_, Brake>) -> (Pass, Option<BrakeState>) {
 }
 
 impl Go<'_> {
+    /// The handler has returned, whatever it did.
+    pub(super) fn ran(&self) {
+        self.metrics.took(self.since.elapsed());
+    }
+
     /// The task ended well: whatever was braked goes on.
     pub(super) fn succeeded(mut self) {
-        self.probe = None;
-        let released = self
-            .brake
-            .and_then(|brake| lock(brake).succeeded(Instant::now()));
+        (self.probe, self.told) = (None, true);
+        self.metrics.task(TaskEnd::Success);
+        let released = self.brake.and_then(|brake| {
+            let mut brake = lock(brake);
+            let released = brake.succeeded(Instant::now());
+            // While it is locked, so that what is told last is how it is.
+            if released.is_some() {
+                self.metrics.braked(false);
+            }
+            released
+        });
         if let Some(released) = released {
             info!(
                 task.handler = self.handler,
@@ -130,8 +162,10 @@ impl Go<'_> {
         }
     }
 
-    /// The task failed. Answers with how long it waits, when the failure does not count: it was a probe's.
+    /// The task failed, and what the ledger says to that is counted. Answers with how long it waits, when the failure does
+    /// not count: it was a probe's.
     pub(super) fn failed(mut self, job: JobId, error: &TaskError) -> Option<Wait> {
+        self.told = true;
         let brake = self.brake?;
         if error.what_next() == WhatNext::Permanent {
             return None; // it says something of the job, and nothing of the handler
@@ -140,6 +174,9 @@ impl Go<'_> {
         let (failed, state) = {
             let (mut brake, now) = (lock(brake), Instant::now());
             let failed = brake.failed(job, probe, error.message(), now);
+            if failed == Failed::Trips {
+                self.metrics.braked(true);
+            }
             (failed, brake.state(self.handler, now))
         };
         let state = state?;
@@ -190,6 +227,9 @@ impl Drop for Go<'_> {
     fn drop(&mut self) {
         if let (Some(brake), Some(probe)) = (self.brake, self.probe) {
             lock(brake).undecided(probe);
+        }
+        if !self.told {
+            self.metrics.task(TaskEnd::Unfinished);
         }
     }
 }

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     job::JobMessage,
     ledger::{Advance, Claimed, Committed, Defer, Fail, LedgerError, Next, Open, Stand, Written},
+    metrics::TaskEnd,
     task::{TaskError, WhatNext},
 };
 
@@ -62,13 +63,19 @@ pub(super) async fn failed(
     go: Go<'_>,
 ) -> RunEnd {
     match go.failed(stand.job, &error) {
-        Some(wait) => defer(crew, claimed, stand, wait).await,
+        Some(wait) => defer(crew, claimed, stand, message, wait).await,
         None => fail(crew, claimed, stand, message, error, None).await,
     }
 }
 
 /// Puts a task of a braked handler off; it waits on a rung, and no attempt is used up.
-pub(super) async fn defer(crew: &Crew, claimed: &Claimed, stand: Stand, wait: Wait) -> RunEnd {
+pub(super) async fn defer(
+    crew: &Crew,
+    claimed: &Claimed,
+    stand: Stand,
+    message: &JobMessage,
+    wait: Wait,
+) -> RunEnd {
     let rung = crew.config.ladder.snap(wait.delay);
     debug!(
         job.id = %stand.job, task.position = stand.position, delay_ms = rung.delay().as_millis() as u64,
@@ -81,12 +88,27 @@ pub(super) async fn defer(crew: &Crew, claimed: &Claimed, stand: Stand, wait: Wa
         failure: wait.probe,
     };
     match crew.ledger.defer(write).await {
-        Ok(Written::Committed) => RunEnd::Retrying {
-            generation: claimed.generation.next(),
-            rung,
-        },
-        Ok(Written::Fenced) | Err(_) => RunEnd::Fenced,
+        Ok(Written::Committed) => {
+            count(crew, stand, message, TaskEnd::Deferred);
+            RunEnd::Retrying {
+                generation: claimed.generation.next(),
+                rung,
+            }
+        }
+        Ok(Written::Fenced) | Err(_) => fenced(crew, stand, message),
     }
+}
+
+/// Counts an attempt by what the ledger says of it.
+fn count(crew: &Crew, stand: Stand, message: &JobMessage, end: TaskEnd) {
+    if let Some(spec) = message.tasks.get(stand.position as usize - 1) {
+        crew.metrics.handler(&spec.handler).task(end);
+    }
+}
+
+fn fenced(crew: &Crew, stand: Stand, message: &JobMessage) -> RunEnd {
+    count(crew, stand, message, TaskEnd::Unfinished);
+    RunEnd::Fenced
 }
 
 /// Writes a failure and decides what it leads to: a rung of the ladder, or the dead queue.
@@ -123,8 +145,9 @@ pub(super) async fn fail(
         retry_in: rung.ok().map(|rung| rung.delay()),
     };
     match crew.ledger.fail(write).await {
-        Ok(Written::Committed) => {}
-        Ok(Written::Fenced) | Err(_) => return RunEnd::Fenced,
+        Ok(Written::Committed) if rung.is_ok() => count(crew, stand, message, TaskEnd::Retried),
+        Ok(Written::Committed) => count(crew, stand, message, TaskEnd::GivenUp),
+        Ok(Written::Fenced) | Err(_) => return fenced(crew, stand, message),
     }
     let generation = claimed.generation.next();
     match rung {

@@ -18,13 +18,14 @@ use super::{
     Crew,
     in_hand::Adoption,
     run::run,
-    settlement::{Outcome, Settlement},
+    settlement::{Outcome, settle},
 };
 use crate::{
     broker::{Delivery, Marks},
     fail_point::cut,
     job::{BadMessage, JobMessage},
     ledger::{Answer, Claim, Claimed, Way},
+    metrics::DeliveryEnd,
 };
 
 /// A redelivery may be faster than Postgres notices that the former holder's socket is gone: so long it is asked again
@@ -40,18 +41,16 @@ pub(super) async fn handle(crew: Arc<Crew>, delivery: Delivery) {
     let (message, marks) = match decode(&delivery) {
         Ok(decoded) => decoded,
         Err(bad) => {
-            return Settlement::of(Outcome::Bad(bad), Marks::default(), &crew.config.ladder)
-                .carry_out(&crew, delivery, None)
-                .await;
+            return settle(&crew, delivery, Outcome::Bad(bad), Marks::default(), None).await;
         }
     };
     let job = message.id;
-    if let Some((delivery, outcome)) = follow(&crew, delivery, message, marks).await
-        && (delivery.is_alive() || matches!(outcome, Outcome::Ran(_)))
-    {
-        Settlement::of(outcome, marks, &crew.config.ladder)
-            .carry_out(&crew, delivery, Some(job))
-            .await;
+    match follow(&crew, delivery, message, marks).await {
+        Ok((delivery, outcome)) if delivery.is_alive() || matches!(outcome, Outcome::Ran(_)) => {
+            settle(&crew, delivery, outcome, marks, Some(job)).await;
+        }
+        Ok(_) => crew.metrics.delivery(DeliveryEnd::Lost),
+        Err(gone) => crew.metrics.delivery(gone),
     }
 }
 
@@ -73,13 +72,16 @@ fn decode(delivery: &Delivery) -> Result<(Arc<JobMessage>, Marks), BadMessage> {
     ))
 }
 
-/// Claims the job and runs it. Answers with the delivery that is to be settled; nothing, when a run has adopted it or lost it.
+/// Claims the job and runs it. Answers with the delivery that is to be settled.
+///
+/// # Errors
+/// There is none any more: a run has adopted it, or it is lost.
 async fn follow(
     crew: &Arc<Crew>,
     mut delivery: Delivery,
     message: Arc<JobMessage>,
     marks: Marks,
-) -> Option<(Delivery, Outcome)> {
+) -> Result<(Delivery, Outcome), DeliveryEnd> {
     let mut patience = LOCK_MAY_FALL.iter();
     let mut alone = None;
     loop {
@@ -91,12 +93,12 @@ async fn follow(
             Some(_) => None,
             None => match crew.place().await {
                 Some(place) => Some(place),
-                None => return Some((delivery, Outcome::Untouched)),
+                None => return Ok((delivery, Outcome::Untouched)),
             },
         };
         // The broker delivers it again: what this one would lead to, that one will.
         if !delivery.is_alive() {
-            return None;
+            return Err(DeliveryEnd::Lost);
         }
         let claim = Claim {
             message: message.clone(),
@@ -108,26 +110,29 @@ async fn follow(
         let session = crew.session();
         let answer = match crew.ledger.claim(claim).await {
             Ok(answer) => answer,
-            Err(error) => return Some((delivery, Outcome::Unclaimed(error))),
+            Err(error) => return Ok((delivery, Outcome::Unclaimed(error))),
         };
+        count_takeover(crew, &message, &answer);
         match (answer, running) {
             (Answer::Claimed(claimed), _) => {
                 tell(&message, &claimed);
                 let job = turn.begin(claimed.epoch, delivery);
+                let _in_flight = crew.metrics.in_flight();
                 let end = run(crew, &job, *claimed, &message, session, alone.take()).await;
                 drop(place);
                 debug!(job.id = %message.id, ?end, "the run ended");
-                return job.end().map(|delivery| (delivery, Outcome::Ran(end)));
+                let delivery = job.end().ok_or(DeliveryEnd::Lost)?;
+                return Ok((delivery, Outcome::Ran(end)));
             }
             (Answer::Mine, Some(epoch)) => match turn.adopt(epoch, delivery) {
                 Adoption::Adopted => {
                     debug!(job.id = %message.id, "the run goes on under its new delivery");
-                    return None;
+                    return Err(DeliveryEnd::Adopted);
                 }
-                Adoption::OneTooMany(delivery) => return Some((delivery, Outcome::OneTooMany)),
+                Adoption::OneTooMany(delivery) => return Ok((delivery, Outcome::OneTooMany)),
                 Adoption::Ended(again) => delivery = again,
             },
-            (Answer::Suspect { crashes }, _) if let Some(permit) = crew.alone(crashes) => {
+            (Answer::Suspect { crashes, .. }, _) if let Some(permit) = crew.alone(crashes) => {
                 info!(job.id = %message.id, crashes, "a job whose worker died in its next task goes on here, alone among such jobs");
                 alone = Some(permit);
             }
@@ -140,9 +145,16 @@ async fn follow(
             }
             (answer, _) => {
                 debug!(job.id = %message.id, ?answer, "not ours to run");
-                return Some((delivery, Outcome::Answered(answer, message.fingerprint)));
+                return Ok((delivery, Outcome::Answered(answer, message.fingerprint)));
             }
         }
+    }
+}
+
+fn count_takeover(crew: &Crew, message: &JobMessage, answer: &Answer) {
+    let died_in = answer.died_in().map(|position| position as usize - 1);
+    if let Some(spec) = died_in.and_then(|index| message.tasks.get(index)) {
+        crew.metrics.handler(&spec.handler).taken_over();
     }
 }
 

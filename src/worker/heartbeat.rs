@@ -1,13 +1,19 @@
 //! The heartbeat: tells the ledger that this process lives, and learns which of its runs are no longer its own.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{brake::Brakes, in_hand::InHand, settlement::give_back};
-use crate::ledger::{Ledger, Presence};
+use crate::{
+    ledger::{Ledger, Presence},
+    metrics::Metrics,
+};
+
+/// Of the time, a question that is only for people may take one part in so many.
+const SELDOM: u32 = 100;
 
 /// Beats until `stop`, then says goodbye.
 pub(super) async fn beat(
@@ -47,4 +53,25 @@ pub(super) async fn beat(
         }
     }
     presence.end().await;
+}
+
+/// Asks at about each heartbeat for how long the oldest job that is due waits, until `stop`. Beside the heartbeat, which must
+/// not wait for the answer; and where that takes long, seldom.
+pub(super) async fn look_for_the_oldest(
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    every: Duration,
+    stop: CancellationToken,
+) {
+    let looking = async {
+        loop {
+            let asked = Instant::now();
+            // While Postgres is away the last answer stands; that it is away is told by other metrics.
+            if let Ok(waits) = ledger.oldest_due().await {
+                metrics.oldest_due(waits);
+            }
+            sleep(every.max(asked.elapsed() * SELDOM)).await;
+        }
+    };
+    let _stopped: Option<()> = stop.run_until_cancelled(looking).await;
 }

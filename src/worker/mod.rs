@@ -37,6 +37,7 @@ use crate::{
     config::{Config, host},
     fail_point::cut,
     ledger::{About, Ledger, LedgerAddress, Presence, Present, Tally},
+    metrics::Metrics,
     task::{Registry, State},
 };
 use brake::Brakes;
@@ -156,10 +157,13 @@ impl Worker {
             queue: config.queue.clone(),
             patience: config.patience,
         };
+        let metrics = Arc::new(Metrics::register(&config.queue, registry.names()));
+        tally.tell(metrics.clone());
         let identity = Identity {
             name: config.name.clone(),
         };
-        let presence = Presence::begin(&database, &about).await?;
+        let mut presence = Presence::begin(&database, &about).await?;
+        presence.tell(metrics.clone());
         let ledger = Ledger::open(
             &database,
             presence.holder(),
@@ -173,7 +177,7 @@ impl Worker {
             presence.watch(),
             CancellationToken::new(),
         );
-        let brakes = Brakes::new(&registry, &config);
+        let brakes = Brakes::new(&registry, &config, &metrics);
         let beating = stop.clone().drop_guard();
         let heartbeat = tokio::spawn(heartbeat::beat(
             in_hand.clone(),
@@ -181,17 +185,31 @@ impl Worker {
             ledger.clone(),
             presence,
             config.heartbeat,
+            stop.clone(),
+        ));
+        tokio::spawn(heartbeat::look_for_the_oldest(
+            ledger.clone(),
+            metrics.clone(),
+            config.heartbeat,
             stop,
         ));
-        let publisher = Publisher::start(
+        let publisher = Publisher::start_telling(
             amqp.clone(),
             topology.clone(),
             identity.clone(),
             config.publishers,
             config.declare,
+            metrics.clone(),
         );
-        let consumer =
-            Consumer::start(amqp, topology, identity, config.concurrency, config.declare).await?;
+        let consumer = Consumer::start_telling(
+            amqp,
+            topology,
+            identity,
+            config.concurrency,
+            config.declare,
+            metrics.clone(),
+        )
+        .await?;
         info!(
             worker = config.name, queue = config.queue, concurrency = config.concurrency, database = %database,
             handlers = registry.names().join(", "), "working"
@@ -209,6 +227,7 @@ impl Worker {
             state: Arc::new(state),
             ledger,
             publisher,
+            metrics,
         };
         Ok(Begun {
             crew: Arc::new(crew),
@@ -236,6 +255,7 @@ struct Crew {
     publisher: Publisher,
     in_hand: InHand,
     brakes: Brakes,
+    metrics: Arc<Metrics>,
     /// One permit for each job that runs.
     places: Arc<Semaphore>,
     /// One permit for all jobs with a crash behind them.

@@ -15,6 +15,7 @@ use crate::{
     fail_point::cut,
     job::{JobId, JobMessage},
     ledger::{LedgerError, Owed, Reconciling, What},
+    metrics::Repair,
 };
 
 /// A job that is due has so long to be claimed before its message is taken for lost.
@@ -227,12 +228,20 @@ async fn send(
     let stored = match reconciling.message(owed.job).await? {
         Ok(Some(stored)) => stored,
         // Deleted in between, or a job without tasks.
-        Ok(None) => return condemn(reconciling, owed, "the ledger has no task of this job").await,
-        Err(sentence) => return condemn(reconciling, owed, &sentence).await,
+        Ok(None) => {
+            return condemn(
+                crew,
+                reconciling,
+                owed,
+                "the ledger has no task of this job",
+            )
+            .await;
+        }
+        Err(sentence) => return condemn(crew, reconciling, owed, &sentence).await,
     };
     let body = stored.message.encode();
     if let Err(bad) = JobMessage::decode(&body, None, None) {
-        return condemn(reconciling, owed, &bad.sentence).await;
+        return condemn(crew, reconciling, owed, &bad.sentence).await;
     }
     let letter =
         Letter::new(body, &owed.job.to_string(), &stored.message.kind).generation(owed.generation);
@@ -247,6 +256,12 @@ async fn send(
         Ok(()) => {
             cut!(ReconciledOne);
             crew.ledger.sent(owed.job, owed.generation);
+            crew.metrics.repaired(match owed.what {
+                What::Enqueued => Repair::Enqueued,
+                What::Overdue { .. } => Repair::Overdue,
+                What::Abandoned => Repair::Abandoned,
+                What::Unparked => Repair::Unparked,
+            });
             match owed.what {
                 What::Enqueued => {
                     debug!(job.id = %owed.job, "an enqueued job is sent for the first time");
@@ -267,6 +282,7 @@ async fn send(
 
 /// A job that could never be sent must not stand in the way of the others at every look.
 async fn condemn(
+    crew: &Crew,
     reconciling: &mut Reconciling,
     owed: Owed,
     sentence: &str,
@@ -274,5 +290,6 @@ async fn condemn(
     let sentence = format!("this job cannot be sent to a worker: {sentence}");
     warn!(job.id = %owed.job, error = sentence, "a job in the ledger is given up");
     reconciling.condemn(owed.job, &sentence).await?;
+    crew.metrics.repaired(Repair::Condemned);
     Ok(Looked::Over)
 }

@@ -76,7 +76,7 @@ pub(super) async fn run(
         }
         let go = match crew.brakes.ask(&spec.handler) {
             Ok(go) => go,
-            Err(wait) => return defer(crew, &claimed, stand, wait).await,
+            Err(wait) => return defer(crew, &claimed, stand, message, wait).await,
         };
         let span = info_span!(
             "task", job.id = %stand.job, task.position = stand.position, task.handler = spec.handler, task.attempt = stand.attempt
@@ -91,6 +91,7 @@ pub(super) async fn run(
         )
         .instrument(span)
         .await;
+        go.ran();
         let (result, transaction) = match ended {
             Ended::Done {
                 result,
@@ -113,7 +114,10 @@ pub(super) async fn run(
             Err(error) => return failed(crew, &claimed, stand, message, error, go).await,
         }
         match next {
-            Next::Finish => return RunEnd::Finished,
+            Next::Finish => {
+                crew.metrics.job_done(claimed.age + run.age());
+                return RunEnd::Finished;
+            }
             Next::HandBack if crew.drain.is_cancelled() => return RunEnd::HandedBack,
             Next::HandBack => return RunEnd::HandedOver,
             Next::Task => {}

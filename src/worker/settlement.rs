@@ -9,6 +9,7 @@ use crate::{
     fail_point::cut,
     job::{BadMessage, Fingerprint, Generation, JobId},
     ledger::{Answer, LedgerError},
+    metrics::DeliveryEnd,
     retry::Ladder,
 };
 
@@ -27,6 +28,54 @@ pub(super) enum Outcome {
     OneTooMany,
     /// It was not looked at: the worker is leaving.
     Untouched,
+}
+
+impl Outcome {
+    /// What it is counted as.
+    fn end(&self) -> DeliveryEnd {
+        match self {
+            Outcome::Bad(_) | Outcome::Unclaimed(LedgerError::Refused(_)) => DeliveryEnd::Refused,
+            Outcome::Unclaimed(_) => DeliveryEnd::Unclaimed,
+            Outcome::OneTooMany => DeliveryEnd::Duplicate,
+            Outcome::Untouched => DeliveryEnd::HandedBack,
+            Outcome::Answered(answer, _) => match answer {
+                Answer::Conflict { .. } | Answer::Foreign { .. } | Answer::ParkAgain { .. } => {
+                    DeliveryEnd::Refused
+                }
+                Answer::Finished | Answer::Stale | Answer::Mine => DeliveryEnd::Duplicate,
+                Answer::Superseded { .. } => DeliveryEnd::Superseded,
+                Answer::Busy => DeliveryEnd::Busy,
+                Answer::Suspect { .. } => DeliveryEnd::Suspect,
+                Answer::Claimed(_) => DeliveryEnd::HandedBack,
+            },
+            Outcome::Ran(end) => match end {
+                RunEnd::Finished => DeliveryEnd::Done,
+                RunEnd::Retrying { .. } => DeliveryEnd::Retrying,
+                RunEnd::GivenUp { .. } => DeliveryEnd::Parked,
+                RunEnd::HandedBack => DeliveryEnd::HandedBack,
+                RunEnd::HandedOver => DeliveryEnd::HandedOver,
+                RunEnd::Fenced => DeliveryEnd::Fenced,
+            },
+        }
+    }
+}
+
+/// Ends a delivery as its outcome asks for. `marks` are the message's own, with the broker's flag in `redelivered`.
+pub(super) async fn settle(
+    crew: &Crew,
+    delivery: Delivery,
+    outcome: Outcome,
+    marks: Marks,
+    job: Option<JobId>,
+) {
+    let end = outcome.end();
+    let settled = Settlement::of(outcome, marks, &crew.config.ladder)
+        .carry_out(crew, delivery, job)
+        .await;
+    crew.metrics.delivery(match settled {
+        Settled::Done => end,
+        Settled::Lost => DeliveryEnd::Lost,
+    });
 }
 
 /// How a delivery ends.
@@ -177,13 +226,16 @@ impl Settlement {
     }
 
     /// Does it. The only place that acknowledges.
-    pub(super) async fn carry_out(self, crew: &Crew, delivery: Delivery, job: Option<JobId>) {
+    async fn carry_out(self, crew: &Crew, delivery: Delivery, job: Option<JobId>) -> Settled {
         cut!(Settling);
         let settled = match self {
             Settlement::Acknowledge => delivery.acknowledge().await,
             Settlement::Requeue => give_back(&delivery).await,
             Settlement::Replace(copy) => match send(crew, &delivery, &copy).await {
                 Ok(()) => {
+                    if let Some(parked) = &copy.parked {
+                        crew.metrics.parked(parked.reason);
+                    }
                     if let Some(job) = job.filter(|_| copy.of_the_job) {
                         crew.ledger.sent(job, copy.generation);
                     }
@@ -199,6 +251,7 @@ impl Settlement {
                 "the delivery was lost before it was settled; the broker delivers it again"
             );
         }
+        settled
     }
 }
 

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cliquet::metrics::{ALL, Kind, Metric};
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -149,10 +151,107 @@ fn fail_points_are_not_in_a_release_build() {
 }
 
 #[test]
+fn metrics_are_named_in_one_file_and_given_to_prometheus_in_another() {
+    let counted = ["metrics::counter!", "register_counter", "\"cliquet_"];
+    assert_eq!(trespassers(&counted, &["src/metrics.rs"]), [""; 0]);
+    assert_eq!(
+        trespassers(
+            &["metrics_exporter_prometheus"],
+            &["src/telemetry/metrics.rs"]
+        ),
+        [""; 0]
+    );
+}
+
+/// Prometheus's conventions: base units and no other, `_total` for what only grows.
+#[test]
+fn the_names_of_metrics_tell_what_they_are() {
+    for metric in ALL {
+        let (name, counter) = (metric.name, metric.kind == Kind::Counter);
+        assert!(name.starts_with("cliquet_"), "{name}");
+        assert_eq!(name.ends_with("_total"), counter, "{name}");
+        let seconds = name.ends_with("_seconds");
+        assert_eq!(seconds, metric.unit == metrics::Unit::Seconds, "{name}");
+        assert!(!metric.help.ends_with('.'), "{name}: {}", metric.help);
+        let twice = ALL.iter().filter(|other| other.name == name);
+        assert_eq!(twice.count(), 1, "{name} is there twice");
+    }
+}
+
+/// The README's table of metrics is the code's.
+#[test]
+fn the_readme_tells_every_metric() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let told: Vec<_> = readme
+        .lines()
+        .filter(|line| line.starts_with("| `cliquet_"))
+        .collect();
+    let row = |metric: &Metric| {
+        let labels: Vec<_> = metric
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
+        format!(
+            "| `{}` | {} | {} | {} |",
+            metric.name,
+            metric.kind.as_str(),
+            labels.join(", "),
+            metric.help
+        )
+    };
+    assert_eq!(told, ALL.iter().map(row).collect::<Vec<_>>());
+}
+
+/// A counter that is there before its first increment is seen to increase; so every reason has one.
+#[test]
+fn every_reason_for_parking_has_a_counter() {
+    let all = sources("src");
+    let own = &all
+        .iter()
+        .find(|(name, _)| name == "src/metrics.rs")
+        .unwrap()
+        .1;
+    let listed = own.split("const REASONS").nth(1).unwrap();
+    let listed = listed.split("];").next().unwrap();
+    let mut reasons = Vec::new();
+    for (name, text) in &all {
+        let code = code(text);
+        // Where a reason is given: as the first argument, or in words of its own.
+        for call in [
+            "BadMessage::new(",
+            "park(",
+            "Copy::park(generation,",
+            "Some(\"crashed",
+            "Err(reason.unwrap_or(",
+            "most => Err(",
+        ] {
+            for rest in code.split(call).skip(1) {
+                let rest = if call.starts_with("Some") {
+                    "\"crashed\""
+                } else {
+                    rest.trim_start()
+                };
+                if let Some(literal) = rest.strip_prefix('"') {
+                    reasons.push((name, literal.split('"').next().unwrap().to_owned()));
+                }
+            }
+        }
+    }
+    assert!(reasons.len() >= 25, "{reasons:?}");
+    for (file, reason) in reasons {
+        assert!(
+            listed.contains(&format!("\"{reason}\",")),
+            "{file} parks with the reason {reason}, which src/metrics.rs does not list"
+        );
+    }
+}
+
+#[test]
 fn imports_go_down_only() {
     // Lower floors first; nobody imports from a floor above.
     let floors: [&[&str]; 5] = [
-        &["job", "fail_point", "tls"],
+        &["job", "metrics", "fail_point", "tls"],
         &["retry", "ledger", "broker"],
         &["task", "handlers", "config", "telemetry"],
         &["worker"],
@@ -206,6 +305,7 @@ fn every_promise_names_a_test_that_exists() {
         .step_by(2)
         .filter(|word| {
             word.matches('_').count() >= 4
+                && !word.starts_with("cliquet_") // a metric
                 && word
                     .chars()
                     .all(|letter| letter.is_ascii_lowercase() || letter == '_')

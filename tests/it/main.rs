@@ -9,6 +9,7 @@ mod broker;
 mod cli;
 mod completions;
 mod context;
+mod dashboards;
 mod dead;
 mod death;
 mod doctor;

@@ -123,7 +123,7 @@ async fn a_cancelled_job_is_fenced_off_and_its_handler_dropped() {
 }
 
 /// A job that a user's own transaction puts into the ledger: known, never sent.
-async fn enqueue(stage: &Stage, payload: &str, handler: &str) -> uuid::Uuid {
+pub async fn enqueue(stage: &Stage, payload: &str, handler: &str) -> uuid::Uuid {
     let id = uuid::Uuid::now_v7();
     sqlx::query(
         "WITH job AS (

@@ -365,6 +365,44 @@ async fn what_waits_on_the_rungs_is_not_read() {
 }
 
 #[tokio::test]
+async fn the_oldest_job_that_is_due_is_this_queues_and_was_looked_up() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let oldest = async || ada.ledger.oldest_due().await.unwrap();
+    assert_eq!(oldest().await, Duration::ZERO, "nothing waits");
+    due_for(&database, &ada, -30).await;
+    assert_eq!(oldest().await, Duration::ZERO, "nothing is due");
+    due_for(&database, &ada, 30).await;
+    let eldest = due_for(&database, &ada, 90).await;
+    let waits = oldest().await;
+    assert!(waits >= Duration::from_secs(90) && waits < 2 * MINUTE);
+    database
+        .run(&format!(
+            "UPDATE cliquet.jobs SET queue = 'others' WHERE id = '{}'",
+            eldest.id
+        ))
+        .await;
+    assert!(oldest().await < MINUTE, "the others' is not this queue's");
+
+    // Among many jobs that are not due it reads a page or two of the index, and no more.
+    database
+        .run(
+            "INSERT INTO cliquet.jobs (id, epoch, generation, sent, total, status, queue, kind, payload, started_at, finished_at, attempts)
+             SELECT gen_random_uuid(), 1, 0, 0, 1, 'SUCCESS', 'jobs', 'test', 'null', now(), now(), 1 FROM generate_series(1, 5000)",
+        )
+        .await;
+    let mut connection = database.connect().await;
+    let prepare = format!("PREPARE oldest(text) AS {}", crate::ledger::due::OLDEST);
+    on(&mut connection, &prepare).await;
+    let plan = sqlx::query("EXPLAIN EXECUTE oldest('jobs')")
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+    let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    assert!(plan.join("\n").contains("using jobs_due"), "{plan:?}");
+}
+
+#[tokio::test]
 async fn a_silence_since_postgres_began_is_no_death() {
     let database = Database::new().await;
     let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);

@@ -481,6 +481,7 @@ pub(super) fn after(stand: Stand) -> Stand {
 /// As it is written in a group of its own kind.
 impl lane::Verb for Advance {
     type Answer = Written;
+    const TRANSITION: crate::metrics::Transition = crate::metrics::Transition::Step;
 
     fn job(&self) -> JobId {
         self.stand.job

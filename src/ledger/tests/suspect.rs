@@ -24,9 +24,10 @@ async fn a_dead_workers_job_that_is_merely_received_counts_its_crash_and_begins_
         .unwrap();
 
     assert!(
-        matches!(answer, Answer::Suspect { crashes: 1 }),
+        matches!(answer, Answer::Suspect { crashes: 1, .. }),
         "{answer:?}"
     );
+    assert_eq!(answer.died_in(), Some(1));
     let job = database.job(message.id).await;
     assert_eq!((job.status.as_str(), job.holder), ("PENDING", None));
     assert_eq!(database.statuses(message.id).await, ["PENDING", "PENDING"]);
@@ -54,7 +55,11 @@ async fn a_process_that_dies_after_it_received_a_suspect_casts_no_new_suspicion_
         .claim(wary(redelivered(asks(&message))))
         .await
         .unwrap();
-    assert!(matches!(again, Answer::Suspect { crashes: 1 }), "{again:?}");
+    assert!(
+        matches!(again, Answer::Suspect { crashes: 1, .. }),
+        "{again:?}"
+    );
+    assert_eq!(again.died_in(), None, "it was taken over before");
 
     let alone = eve.claimed_by(redelivered(asks(&message))).await;
     assert_eq!(
@@ -108,7 +113,7 @@ async fn a_failed_attempt_of_a_suspect_counts() {
     let received = wary(of_generation(1, asks(&message)));
     let answer = bob.ledger.claim(received).await.unwrap();
     assert!(
-        matches!(answer, Answer::Suspect { crashes: 1 }),
+        matches!(answer, Answer::Suspect { crashes: 1, .. }),
         "{answer:?}"
     );
     let second = bob.claimed_by(of_generation(1, asks(&message))).await;
@@ -143,7 +148,7 @@ async fn a_suspect_held_without_knowing_is_let_go_and_counts_no_crash() {
     let lost = bob.claimed_by(redelivered(asks(&message))).await;
     let answer = bob.ledger.claim(wary(asks(&message))).await.unwrap();
     assert!(
-        matches!(answer, Answer::Suspect { crashes: 1 }),
+        matches!(answer, Answer::Suspect { crashes: 1, .. }),
         "{answer:?}"
     );
     assert_eq!(

@@ -431,7 +431,7 @@ fn in_the_models_words(answer: &Answer) -> model::Answer {
         },
         Answer::Mine => model::Answer::Mine,
         Answer::Busy => model::Answer::Busy,
-        Answer::Suspect { crashes } => model::Answer::Suspect {
+        Answer::Suspect { crashes, .. } => model::Answer::Suspect {
             crashes: small((*crashes).into()),
         },
     }

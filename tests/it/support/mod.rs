@@ -3,6 +3,7 @@
 pub mod binary;
 pub mod detour;
 pub mod privileges;
+pub mod prometheus;
 pub mod services;
 pub mod stage;
 

@@ -1,6 +1,6 @@
 //! A private pair of services for a test that restarts them: nothing that other tests use is touched.
 
-use std::{path::PathBuf, process::Command};
+use std::{fs, io::Write, path::PathBuf, process::Command};
 
 use uuid::Uuid;
 
@@ -54,6 +54,23 @@ impl Services {
 }
 
 impl Services {
+    /// Restarts RabbitMQ with its plugin for Prometheus, which tells its metrics on this port.
+    pub fn tell_rabbitmqs_metrics(&self, port: u16) {
+        let folder = self.folder.join("data/rabbitmq");
+        let plugins = "[rabbitmq_management, rabbitmq_prometheus].\n";
+        fs::write(folder.join("enabled_plugins"), plugins).unwrap();
+        let mut settings = fs::OpenOptions::new()
+            .append(true)
+            .open(folder.join("rabbitmq.conf"))
+            .unwrap();
+        writeln!(
+            settings,
+            "prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {port}"
+        )
+        .unwrap();
+        self.run(&["restart", "rabbitmq"]);
+    }
+
     /// Kills RabbitMQ and deletes all its data; it is not started again.
     pub fn lose_the_brokers_disk(&self) {
         self.run(&["kill", "rabbitmq"]);

@@ -14,9 +14,10 @@ use lapin::BasicProperties;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::{sync::oneshot, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Queues, amqp_url, database_url, eventually, privileges};
+use super::{Queues, amqp_url, database_url, eventually, privileges, prometheus};
 
 /// What the scripted handlers share with the test, in the test's own database, so that workers in other processes share
 /// it too: who was called, and the gates at which they wait.
@@ -485,6 +486,14 @@ async fn a_worker_process() {
     }
     if let Some(limit) = milliseconds("STAGE_HAND_OVER_AFTER_MS") {
         config.hand_over_after = limit;
+    }
+    if let Ok(failures) = std::env::var("STAGE_BRAKE_AFTER") {
+        config.brake_after = failures.parse().unwrap();
+    }
+    if let Ok(port) = std::env::var("STAGE_METRICS_PORT") {
+        let exposition = cliquet::telemetry::metrics::install().unwrap();
+        tokio::spawn(prometheus::serve(exposition.clone(), port.parse().unwrap()));
+        tokio::spawn(async move { exposition.upkeep(CancellationToken::new()).await });
     }
     let pool = sqlx::postgres::PgPoolOptions::new()
         .max_connections(8)
