@@ -140,7 +140,7 @@ async fn look_for_the_mark(
     if !crew.config.declare || memory.asked == Some(connection) {
         return Ok(());
     }
-    let marked = match crew.publisher.is_marked().await {
+    let marked = match crew.publisher.is_marked(connection).await {
         Ok(false) => {
             // What was parked since the connection was made is not lost.
             let jobs = reconciling.forgotten(age).await?;
@@ -150,8 +150,9 @@ async fn look_for_the_mark(
                     "the broker does not remember this queue: what was given up is parked again"
                 );
             }
-            // Afterwards, or a death in between would leave a mark and no copies.
-            crew.publisher.mark().await
+            // Afterwards, or a death in between would leave a mark and no copies. On the same connection: a broker that has
+            // lost its disk once more meanwhile is to be asked anew.
+            crew.publisher.mark(connection).await
         }
         Ok(true) => Ok(()),
         Err(error) => Err(error),

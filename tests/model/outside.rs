@@ -2,9 +2,9 @@
 
 use crate::{
     protocol::Protocol,
+    rules::Rules,
     steps::Step,
     table::{Id, Status},
-    rules::Rules,
     words::{DEAD, Hand, Mark, Message, Place, Remains, Stage, World},
 };
 

@@ -15,11 +15,13 @@ pub const IN_ORDER: u8 = 1 << 2;
 pub const FENCED_OUT: u8 = 1 << 3;
 
 pub const ONE: &str = "1: an acknowledgement has a reason that stands";
-pub const TWO: &str = "2: SUCCESS is never undone or written again, and nobody begins such a task who could know it";
+pub const TWO: &str =
+    "2: SUCCESS is never undone or written again, and nobody begins such a task who could know it";
 pub const THREE: &str = "3: a task starts only when every task before it is SUCCESS";
 pub const FOUR: &str = "4: what a handler writes is there exactly when its task is SUCCESS, once";
 pub const FIVE: &str = "5: a fenced worker changes nothing, and no epoch has two runs";
-pub const SIX: &str = "6: the job can end, and everything come to rest where people see it, by normal steps alone";
+pub const SIX: &str =
+    "6: the job can end, and everything come to rest where people see it, by normal steps alone";
 
 pub fn all() -> Vec<Property<Protocol>> {
     vec![

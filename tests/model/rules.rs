@@ -32,6 +32,8 @@ pub struct Rules {
     pub claims_know_their_session: bool,
     /// A heartbeat stops runs that are no longer the process's.
     pub beats_cancel: bool,
+    /// A promise's part and no rule: who was paused or cut off, and was told nothing since, may begin a task once more.
+    pub paused_are_excused: bool,
     /// A copy carries the broker's flag on.
     pub marks_redelivered: bool,
     /// The reconciler looks for the mark.
@@ -59,6 +61,7 @@ impl Rules {
         starts_present: true,
         claims_know_their_session: true,
         beats_cancel: true,
+        paused_are_excused: true,
         marks_redelivered: true,
         looks_for_the_mark: true,
         parks_anew: true,

@@ -236,10 +236,10 @@ impl Step {
     pub fn is_fault(self) -> bool {
         match self {
             Step::Claim { answer_lost, .. } => answer_lost,
-            // A job that is handed over to a new copy may be so at every task.
+            // A job that is handed over to a new copy may be so at every task, and one that is put off may be so for ever.
             Step::Write {
                 write, answer_lost, ..
-            } => answer_lost || write == Write::HandBack { stops: false },
+            } => answer_lost || matches!(write, Write::HandBack { stops: false } | Write::Defer),
             Step::Publish { confirm_lost, .. } => confirm_lost,
             Step::Deliver { .. }
             | Step::RungOver { .. }

@@ -347,6 +347,10 @@ impl World {
             self.remains = Remains::Silent;
         }
         self.forgotten &= self.job.is_some_and(|job| job.status == Status::Failed);
+        if self.mark == Mark::Missing && !self.forgotten {
+            // A look that finds nothing may as well have been made.
+            self.mark = Mark::Due;
+        }
         // Two equal ones in the dead queue are no more than one: an operator who moves both moves one and doubles it.
         self.messages.sort();
         let mut index = 1;

@@ -111,7 +111,6 @@ impl Protocol {
                 write(Write::Retry);
             }
             write(Write::GiveUp);
-            write(Write::Defer);
             if process.stops {
                 write(Write::Release);
             }
@@ -207,6 +206,7 @@ impl Protocol {
                             write(Write::Retry, true);
                         }
                         write(Write::GiveUp, true);
+                        write(Write::Defer, false);
                         write(Write::Defer, true);
                         if process.stops {
                             write(Write::Release, true);
@@ -443,13 +443,13 @@ impl Protocol {
             return None;
         };
         run.phase = Phase::Handling;
-        let robbed = run.robbed;
+        let excused = run.robbed && self.rules.paused_are_excused;
         let (tasks, position) = (world.job?.tasks, run.position as usize);
         let done = |index: usize| tasks[index].status == Doing::Success;
         if !(0..position).all(done) {
             world.broken |= IN_ORDER;
         }
-        if done(position) && !robbed {
+        if done(position) && !excused {
             world.broken |= SUCCESS_ONCE;
         }
         Some(())
