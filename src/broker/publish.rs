@@ -266,6 +266,18 @@ impl Publisher {
         Ok(link)
     }
 
+    /// The link of the connection with this number, while that is the present one.
+    fn unblocked_link_of(&self, connection: u64) -> Result<Arc<Link>, BrokerError> {
+        let link = self.unblocked_link()?;
+        match self.connection() {
+            Some((present, _)) if present == connection => Ok(link),
+            _ => Err(link.lost(Trouble {
+                code: None,
+                sentence: "the connection that was asked before is gone".into(),
+            })),
+        }
+    }
+
     /// The number of the present connection, and for how long it has been there.
     pub fn connection(&self) -> Option<(u64, Duration)> {
         match &*self.shared.state.borrow() {
@@ -274,23 +286,22 @@ impl Publisher {
         }
     }
 
-    /// Whether the broker remembers what [`mark`](Self::mark) told it. One that lost its disk does not.
+    /// Whether the broker at this connection remembers what [`mark`](Self::mark) told it. One that lost its disk does not.
     ///
     /// # Errors
-    /// As [`depth`](Self::depth) has them.
-    pub async fn is_marked(&self) -> Result<bool, BrokerError> {
-        self.shared
-            .topology
-            .is_marked_on(&*self.unblocked_link()?)
-            .await
+    /// As [`depth`](Self::depth) has them; `Unreachable`, too, when another connection has taken this one's place.
+    pub async fn is_marked(&self, connection: u64) -> Result<bool, BrokerError> {
+        let link = self.unblocked_link_of(connection)?;
+        self.shared.topology.is_marked_on(&link).await
     }
 
-    /// Tells the broker something that it will know for as long as it has its data.
+    /// Tells the broker at this connection something that it will know for as long as it has its data.
     ///
     /// # Errors
-    /// As [`depth`](Self::depth) has them.
-    pub async fn mark(&self) -> Result<(), BrokerError> {
-        self.shared.topology.mark_on(&*self.unblocked_link()?).await
+    /// As [`is_marked`](Self::is_marked) has them.
+    pub async fn mark(&self, connection: u64) -> Result<(), BrokerError> {
+        let link = self.unblocked_link_of(connection)?;
+        self.shared.topology.mark_on(&link).await
     }
 
     /// Closes the connection; letters on their way are then of unknown fate.

@@ -92,10 +92,11 @@ UPDATE cliquet.jobs
                WHERE id = ANY($1) AND next_attempt_at IS NOT NULL AND next_attempt_at < clock_timestamp() AND queue = $2
                ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)";
 
-/// Whatever was parked before is owed a copy again. Reads the whole table.
+/// Whatever was given up before is owed a copy again, and that is a new generation: a note that a copy is sent may come late,
+/// from a worker that was cut off from Postgres, and is then of a copy that was lost. Reads the whole table.
 const FORGOTTEN: &str = r"
-UPDATE cliquet.jobs SET sent = generation - 1
- WHERE queue = $1 AND status = 'FAILED' AND generation > 0 AND sent >= generation
+UPDATE cliquet.jobs SET generation = least(generation + 1, 1000000000), sent = least(sent, generation, 999999999)
+ WHERE queue = $1 AND status = 'FAILED' AND generation > 0
    AND finished_at < clock_timestamp() - make_interval(secs => $2)";
 
 const CONDEMN: &str = r"
@@ -228,7 +229,8 @@ impl Reconciling {
         Ok(())
     }
 
-    /// The broker has forgotten what was parked so long ago: all of it is owed again. Answers with how many jobs that are.
+    /// The broker has forgotten what was given up so long ago: all of it is owed again, whatever is known of its copies.
+    /// Answers with how many jobs that are.
     pub(crate) async fn forgotten(&mut self, ago: Duration) -> Result<u64, LedgerError> {
         let owed = bounded(
             sqlx::query(FORGOTTEN)

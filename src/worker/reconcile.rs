@@ -161,7 +161,7 @@ async fn look_for_the_mark(
     if !crew.config.declare || memory.asked == Some(connection) {
         return Ok(());
     }
-    let marked = match crew.publisher.is_marked().await {
+    let marked = match crew.publisher.is_marked(connection).await {
         Ok(false) => {
             // What was parked since the connection was made is not lost.
             let jobs = reconciling.forgotten(age).await?;
@@ -172,8 +172,9 @@ async fn look_for_the_mark(
                 );
             }
             cut!(Forgotten);
-            // Afterwards, or a death in between would leave a mark and no copies.
-            let marked = crew.publisher.mark().await;
+            // Afterwards, or a death in between would leave a mark and no copies. On the same connection: a broker that has
+            // lost its disk once more meanwhile is to be asked anew.
+            let marked = crew.publisher.mark(connection).await;
             cut!(Marked if marked.is_ok());
             marked
         }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Queues, eventually, rabbitmqctl};
+use crate::support::{Queues, detour::Detour, eventually, rabbitmqctl};
 
 async fn consumer(queues: &Queues, prefetch: u16) -> Consumer {
     let started = Consumer::start(
@@ -859,4 +859,39 @@ async fn a_broker_that_goes_away_in_its_greeting_holds_nobody_up() {
         .await
         .unwrap();
     assert_eq!(queues.depth(Place::Work).await, 0);
+}
+
+/// A broker may lose its disk while it is looked after: what was found out over one connection is no word about the next.
+#[tokio::test]
+async fn the_mark_is_left_over_the_connection_that_was_asked_and_over_no_other() {
+    let queues = Queues::new().await;
+    let detour = Detour::to(&queues.amqp_url).await;
+    let publisher = Publisher::start(
+        Address::parse(&detour.amqp_url).unwrap(),
+        queues.topology.clone(),
+        queues.identity.clone(),
+        1,
+        true,
+    );
+    publisher.ready().await;
+    let (first, _) = publisher.connection().unwrap();
+    assert!(!publisher.is_marked(first).await.unwrap());
+    detour.cut();
+    let second = eventually("another connection is made", async || {
+        let (number, _) = publisher.connection()?;
+        (number != first).then_some(number)
+    })
+    .await;
+    for asked in [
+        publisher.mark(first).await,
+        publisher.is_marked(first).await.map(|_| ()),
+    ] {
+        assert!(
+            matches!(asked, Err(BrokerError::Unreachable { .. })),
+            "{asked:?}"
+        );
+    }
+    assert!(!publisher.is_marked(second).await.unwrap());
+    publisher.mark(second).await.unwrap();
+    assert!(publisher.is_marked(second).await.unwrap());
 }

@@ -67,21 +67,3 @@ fn that_suspects_run_alone_is_for_behaviour() {
         ..Rows::ALL
     });
 }
-
-/// It is there so that a worker which is taken for dead does less in vain.
-#[test]
-fn that_an_absent_worker_starts_nothing_is_for_behaviour() {
-    without(Rules {
-        starts_present: false,
-        ..Rules::ALL
-    });
-}
-
-/// It is there so that a cancelled job ends soon.
-#[test]
-fn that_a_heartbeat_stops_lost_runs_is_for_behaviour() {
-    without(Rules {
-        beats_cancel: false,
-        ..Rules::ALL
-    });
-}

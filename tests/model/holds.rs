@@ -59,3 +59,10 @@ fn one_fault_between_any_two_steps_breaks_no_promise() {
     holds(&protocol);
     assert_eq!(protocol.answers(), ANSWERS);
 }
+
+/// The same with a second fault, by hand: `cargo test --release --test model two_faults_between -- --ignored --nocapture`.
+#[test]
+#[ignore = "tens of millions of states"]
+fn two_faults_between_any_two_steps_break_no_promise() {
+    holds(&Protocol::new(2, 2, Rules::ALL).step_by_step());
+}

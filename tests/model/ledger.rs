@@ -1,7 +1,7 @@
 //! What is written to the ledger beside claims: a task's end, a release, a cancel. Each is one commit.
 
 use crate::{
-    promises::{FENCED_OUT, SUCCESS_ONCE},
+    promises::FENCED_OUT,
     rules::Rules,
     table::{Doing, Status},
     words::{Run, World, Write},
@@ -42,11 +42,15 @@ impl World {
             self.effects[position] += 1;
         }
         if !stands {
-            let wanted = match write {
-                Write::Retry | Write::GiveUp => Doing::Failed,
-                _ => Doing::Success,
+            let (wanted, attempt) = match write {
+                Write::Retry | Write::GiveUp => (Doing::Failed, run.attempt),
+                // The attempt was given back.
+                Write::Defer => (Doing::Pending, run.attempt - 1),
+                _ => (Doing::Success, run.attempt),
             };
-            return match mine && task.status == wanted {
+            let left = (task.status, task.epoch, task.attempt) == (wanted, run.epoch, attempt);
+            let ours = job.epoch == run.epoch || !rules.repeats_ask_the_epoch;
+            return match left && ours {
                 true => Written::Committed,
                 false => Written::Fenced,
             };
@@ -54,11 +58,12 @@ impl World {
         if run.epoch != job.epoch {
             self.broken |= FENCED_OUT;
         }
-        if task.status == Doing::Success {
-            self.broken |= SUCCESS_ONCE;
-        }
         match write {
             Write::Advance | Write::HandBack { .. } => task.status = Doing::Success,
+            Write::Defer => {
+                task.status = Doing::Pending;
+                task.attempt -= 1;
+            }
             _ => task.status = Doing::Failed,
         }
         match write {
@@ -71,14 +76,14 @@ impl World {
             }
             Write::Advance => job.status = Status::Success,
             Write::HandBack { .. } => job.status = Status::Pending,
-            Write::Retry => job.status = Status::Retrying,
+            Write::Retry | Write::Defer => job.status = Status::Retrying,
             Write::GiveUp => job.status = Status::Failed,
             Write::Release => {}
         }
         if ends_job {
             job.holder = None;
         }
-        if matches!(write, Write::Retry | Write::GiveUp) {
+        if matches!(write, Write::Retry | Write::GiveUp | Write::Defer) {
             job.generation += 1;
             self.confirmed = false;
         }
@@ -115,7 +120,6 @@ impl World {
         ) {
             return None;
         }
-        let former = job.epoch;
         job.status = Status::Cancelled;
         job.epoch += 1;
         job.holder = None;
@@ -125,7 +129,6 @@ impl World {
                 (task.status, task.epoch) = (Doing::Failed, job.epoch);
             }
         }
-        self.rob(former);
         Some(())
     }
 }

@@ -105,7 +105,9 @@ fn without_the_confirm_before_the_acknowledgement_a_crash_loses_the_job() {
         confirms_first: false,
         ..Rules::ALL
     };
-    breaks(SIX, without(1, rules));
+    let story = breaks(SIX, without(1, rules));
+    assert!(story.contains("is killed"), "{story}");
+    breaks(ONE, without(0, rules));
 }
 
 #[test]
@@ -148,4 +150,91 @@ fn without_the_generation_check_only_the_reconciler_finds_a_parked_job_that_an_o
     };
     let story = breaks(SIX, without_row(2, rows));
     assert!(story.contains("failed for good"), "{story}");
+}
+
+/// The excuse is needed, too: nobody can stop what a paused worker begins before it is told.
+#[test]
+fn without_its_excuse_promise_2_is_broken_by_a_worker_that_was_paused_beyond_its_heartbeat() {
+    let rules = Rules {
+        paused_are_excused: false,
+        ..Rules::ALL
+    };
+    let story = breaks(TWO, without(1, rules));
+    assert!(
+        story.contains("stale, while it goes on") && !story.contains("beats"),
+        "{story}"
+    );
+}
+
+#[test]
+fn without_presence_a_worker_that_lost_its_lock_does_a_task_again_that_another_did_meanwhile() {
+    let rules = Rules {
+        starts_present: false,
+        ..Rules::ALL
+    };
+    let story = breaks(TWO, without(2, rules));
+    assert!(story.contains("loses its lock's session"), "{story}");
+}
+
+#[test]
+fn without_the_heartbeats_word_a_worker_that_has_its_lock_again_does_a_task_again() {
+    let rules = Rules {
+        beats_cancel: false,
+        ..Rules::ALL
+    };
+    let story = breaks(TWO, without(1, rules));
+    assert!(story.contains("beats"), "{story}");
+}
+
+#[test]
+fn without_its_session_a_claim_that_is_answered_late_does_a_task_again() {
+    let rules = Rules {
+        claims_know_their_session: false,
+        ..Rules::ALL
+    };
+    let story = breaks(TWO, without(2, rules));
+    assert!(story.contains("loses its lock's session"), "{story}");
+}
+
+#[test]
+fn without_the_epoch_in_a_repeated_write_a_worker_goes_on_with_a_job_that_is_anothers() {
+    let rules = Rules {
+        repeats_ask_the_epoch: false,
+        ..Rules::ALL
+    };
+    let story = breaks(TWO, without(2, rules));
+    assert!(story.contains("sends that write again"), "{story}");
+}
+
+#[test]
+fn without_the_mark_a_broker_that_lost_its_disk_hides_what_was_given_up_from_people() {
+    let rules = Rules {
+        looks_for_the_mark: false,
+        ..Rules::ALL
+    };
+    let story = breaks(SIX, without(1, rules));
+    assert!(story.contains("the broker loses all its data"), "{story}");
+}
+
+#[test]
+fn without_a_new_generation_a_note_that_comes_late_hides_what_was_given_up_from_people() {
+    let rules = Rules {
+        parks_anew: false,
+        ..Rules::ALL
+    };
+    let story = breaks(SIX, without(1, rules));
+    assert!(
+        story.contains("it is noted that the copy is confirmed"),
+        "{story}"
+    );
+}
+
+#[test]
+fn without_marking_where_it_asked_a_second_loss_hides_what_was_given_up_from_people() {
+    let rules = Rules {
+        marks_where_it_asked: false,
+        ..Rules::ALL
+    };
+    let story = breaks(SIX, without(2, rules));
+    assert!(story.contains("leaves the mark"), "{story}");
 }

@@ -2,9 +2,10 @@
 
 use crate::{
     protocol::Protocol,
+    rules::Rules,
     steps::Step,
     table::{Id, Status},
-    words::{DEAD, Hand, Message, Place, Remains, Stage, World},
+    words::{DEAD, Hand, Mark, Message, Place, Remains, Stage, World},
 };
 
 impl Protocol {
@@ -32,6 +33,27 @@ impl Protocol {
         }
         if world.confirmed {
             steps.push(Step::WriteSent);
+        }
+    }
+
+    /// The reconciler's: what the ledger says is owed, and the mark.
+    ///
+    /// Which jobs are old enough is told by how long its connection has been there, so some that were given up since the
+    /// loss may be among them.
+    pub fn reconciler_steps(&self, world: &World, steps: &mut Vec<Step>) {
+        if world.owed().is_some() {
+            steps.push(Step::Reconcile);
+        }
+        if world.mark == Mark::There || !self.rules.looks_for_the_mark {
+            return;
+        }
+        if world.mark == Mark::Due {
+            steps.push(Step::LeaveMark);
+        }
+        // Again where whoever looked has died before it left the mark.
+        steps.push(Step::Forget { young: false });
+        if !world.forgotten && world.job.is_some_and(|job| job.status == Status::Failed) {
+            steps.push(Step::Forget { young: true });
         }
     }
 
@@ -92,12 +114,32 @@ impl World {
     }
 
     /// The broker's disk is gone, and every connection with it.
-    pub fn wipe(&mut self) {
+    pub fn wipe(&mut self, rules: &Rules) {
         self.messages.clear();
         for worker in 0..self.workers.len() {
             self.disconnect(worker, false);
         }
+        if self.mark == Mark::There || rules.marks_where_it_asked {
+            self.mark = Mark::Missing;
+        }
+        self.forgotten = self.job.is_some_and(|job| job.status == Status::Failed);
         self.broker_lost = true;
+    }
+
+    /// The mark is missing: whatever was given up is owed a copy again, under a new generation. A note that comes late, of a
+    /// copy that was lost with the broker's disk, is then one of an older generation.
+    pub fn forget_parked(&mut self, young: bool, rules: &Rules) {
+        self.mark = Mark::Due;
+        let Some(job) = &mut self.job else { return };
+        if job.status != Status::Failed || !(self.forgotten || young) {
+            return;
+        }
+        self.forgotten = false;
+        if rules.parks_anew {
+            job.generation += 1;
+            self.confirmed = false;
+        }
+        job.sent = job.sent.min(job.generation as i8 - 1);
     }
 
     /// A lazily written note: the copy of this generation is confirmed.
@@ -132,8 +174,7 @@ impl World {
                 (!waiting && !under_way).then_some(Place::Work)
             }
             Status::Failed if job.sent < job.generation as i8 => {
-                let parked = self.messages.iter().any(|message| !waits(message));
-                (!parked).then_some(Place::Dead)
+                (!self.is_parked()).then_some(Place::Dead)
             }
             _ => None,
         }

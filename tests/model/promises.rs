@@ -4,7 +4,7 @@ use stateright::Property;
 
 use crate::{
     protocol::Protocol,
-    table::{Doing, Status},
+    table::{Doing, Job, Status},
     words::{Why, World},
 };
 
@@ -15,11 +15,13 @@ pub const IN_ORDER: u8 = 1 << 2;
 pub const FENCED_OUT: u8 = 1 << 3;
 
 pub const ONE: &str = "1: an acknowledgement has a reason that stands";
-pub const TWO: &str = "2: SUCCESS is never undone, never committed twice, and never done again by one from whom nobody took the job";
+pub const TWO: &str =
+    "2: SUCCESS is never undone or written again, and nobody begins such a task who could know it";
 pub const THREE: &str = "3: a task starts only when every task before it is SUCCESS";
 pub const FOUR: &str = "4: what a handler writes is there exactly when its task is SUCCESS, once";
 pub const FIVE: &str = "5: a fenced worker changes nothing, and no epoch has two runs";
-pub const SIX: &str = "6: the job can end, and everything come to rest, by normal steps alone";
+pub const SIX: &str =
+    "6: the job can end, and everything come to rest where people see it, by normal steps alone";
 
 pub fn all() -> Vec<Property<Protocol>> {
     vec![
@@ -38,17 +40,35 @@ pub fn all() -> Vec<Property<Protocol>> {
     ]
 }
 
-/// At the moment of an acknowledgement.
+/// At the moment of an acknowledgement, when the delivery is in nobody's hands any more.
 pub fn has_reason(world: &World, why: Why, generation: u8) -> bool {
-    match (why, world.job) {
-        (Why::Over, Some(job)) => matches!(job.status, Status::Success | Status::Cancelled),
-        (Why::Stale, Some(job)) => generation < job.generation,
-        // The copy is confirmed: there is no such stage before.
-        (Why::Replaced, Some(_)) => true,
-        // It was said at the claim, and this process ran the job then.
-        (Why::OneTooMany, Some(_)) => true,
-        (Why::RuleTakenAway, _) | (_, None) => false,
+    let Some(job) = world.job else { return false };
+    match why {
+        Why::Over => is_done(&job),
+        Why::Stale => generation < job.generation,
+        Why::Replaced | Why::OneTooMany => is_done(&job) || goes_on(world),
+        Why::RuleTakenAway => false,
     }
+}
+
+fn is_done(job: &Job) -> bool {
+    matches!(job.status, Status::Success | Status::Cancelled)
+}
+
+/// The copy that replaced the delivery, or the run that has another one: it, or what came of it, is somewhere.
+fn goes_on(world: &World) -> bool {
+    world.messages.len() > 0 || world.hands().any(|hand| hand.alive)
+}
+
+/// At every step: whether a task that was SUCCESS is not any more, or was written once more.
+pub fn success_is_touched(before: &Option<Job>, after: &Option<Job>) -> bool {
+    let (Some(before), Some(after)) = (before, after) else {
+        return before.is_some();
+    };
+    let touched = |(before, after)| before != after;
+    let done = before.tasks.iter().zip(&after.tasks);
+    done.filter(|(before, _)| before.status == Doing::Success)
+        .any(touched)
 }
 
 fn tasks_are_in_order(world: &World) -> bool {

@@ -12,11 +12,11 @@ use std::{
 use stateright::{Model, Property};
 
 use crate::{
-    promises,
+    promises::{self, SUCCESS_ONCE, success_is_touched},
     rules::Rules,
     steps::{Act, KINDS, Step},
     table::{Answer, Job, MOST_TASKS, Status, Task, Way},
-    words::{List, Message, Phase, Place, Process, Remains, Stage, WORKERS, World},
+    words::{List, Mark, Message, Phase, Place, Process, Remains, Stage, WORKERS, World},
 };
 
 /// The protocol, for so many tasks, with so many faults, and with its rules.
@@ -224,6 +224,7 @@ impl Protocol {
         self.seen
             .steps
             .fetch_or(1 << step.number(), Ordering::Relaxed);
+        let before = world.job;
         match step {
             Step::Deliver { message, to } => world.deliver(message, to),
             Step::RungOver { message } => world.messages[message].place = Place::Work,
@@ -257,6 +258,8 @@ impl Protocol {
             Step::Leave { worker } => world.end(worker, true),
             Step::WriteSent => world.write_sent(),
             Step::Reconcile => world.reconcile()?,
+            Step::Forget { young } => world.forget_parked(young, &self.rules),
+            Step::LeaveMark => world.mark = Mark::There,
             Step::LockFalls => world.remains = Remains::LockFree,
             Step::FallsSilent => world.remains = Remains::Silent,
             Step::Crash { worker } => world.end(worker, false),
@@ -272,12 +275,15 @@ impl Protocol {
                 world.messages[message].place = Place::Dead;
                 world.broker_lost = true;
             }
-            Step::Wipe => world.wipe(),
+            Step::Wipe => world.wipe(&self.rules),
             Step::Retry => world.retry()?,
             Step::Move { message } => {
                 world.messages[message].place = Place::Work;
             }
             Step::Cancel => world.cancel()?,
+        }
+        if success_is_touched(&before, &world.job) {
+            world.broken |= SUCCESS_ONCE;
         }
         world.faults += u8::from(step.is_fault());
         Some(())
@@ -301,6 +307,8 @@ impl Model for Protocol {
             effects: [0; MOST_TASKS],
             confirmed: false,
             messages,
+            mark: Mark::There,
+            forgotten: false,
             workers: [Process::FRESH; WORKERS],
             remains: Remains::Silent,
             faults: 0,
@@ -327,9 +335,7 @@ impl Model for Protocol {
     fn actions(&self, world: &World, acts: &mut Vec<Act>) {
         let mut steps = Vec::new();
         self.outside_steps(world, &mut steps);
-        if world.owed().is_some() {
-            steps.push(Step::Reconcile);
-        }
+        self.reconciler_steps(world, &mut steps);
         for worker in 0..WORKERS {
             self.worker_steps(world, worker, &mut steps);
             self.contrary_steps(world, worker, &mut steps);
@@ -446,8 +452,8 @@ impl Ends {
                 }
                 if seen.insert(key) && !self.bad.has(key) {
                     let mut steps = Vec::new();
-                    if with_reconciler && world.owed().is_some() {
-                        steps.push(Step::Reconcile);
+                    if with_reconciler {
+                        protocol.reconciler_steps(&world, &mut steps);
                     }
                     // The last is tried first: a worker's own next step.
                     protocol.outside_steps(&world, &mut steps);
@@ -475,6 +481,8 @@ fn key(world: &World) -> u64 {
         effects: _,
         confirmed,
         messages,
+        mark,
+        forgotten,
         workers,
         remains,
         faults: _,
@@ -485,6 +493,8 @@ fn key(world: &World) -> u64 {
         job,
         confirmed,
         messages,
+        mark,
+        forgotten,
         workers,
         remains,
         broker_lost,

@@ -95,6 +95,11 @@ pub enum Step {
     },
     WriteSent,
     Reconcile,
+    /// The mark is missing: what was given up before the broker lost its disk is owed again; `young`, what was since then, too.
+    Forget {
+        young: bool,
+    },
+    LeaveMark,
     // What is left of a crashed one.
     LockFalls,
     FallsSilent,
@@ -133,7 +138,7 @@ pub enum Step {
 }
 
 /// How many kinds of steps there are.
-pub const KINDS: u32 = 45;
+pub const KINDS: u32 = 49;
 
 impl Step {
     /// Steps of one kind have one number, below [`KINDS`].
@@ -161,6 +166,7 @@ impl Step {
                     Write::Retry => 3,
                     Write::GiveUp => 4,
                     Write::Release => 5,
+                    Write::Defer => 18,
                 } + u32::from(answer_lost)
             }
             Step::Stop { .. } => 20,
@@ -192,7 +198,9 @@ impl Step {
             Step::Retry => 41,
             Step::Move { .. } => 42,
             Step::Cancel => 43,
-            Step::Repeat { .. } => 44,
+            Step::Repeat { .. } => 46,
+            Step::Forget { .. } => 47,
+            Step::LeaveMark => 48,
         }
     }
 
@@ -228,10 +236,10 @@ impl Step {
     pub fn is_fault(self) -> bool {
         match self {
             Step::Claim { answer_lost, .. } => answer_lost,
-            // A job that is handed over to a new copy may be so at every task.
+            // A job that is handed over to a new copy may be so at every task, and one that is put off may be so for ever.
             Step::Write {
                 write, answer_lost, ..
-            } => answer_lost || write == Write::HandBack { stops: false },
+            } => answer_lost || matches!(write, Write::HandBack { stops: false } | Write::Defer),
             Step::Publish { confirm_lost, .. } => confirm_lost,
             Step::Deliver { .. }
             | Step::RungOver { .. }
@@ -247,6 +255,8 @@ impl Step {
             | Step::Leave { .. }
             | Step::WriteSent
             | Step::Reconcile
+            | Step::Forget { .. }
+            | Step::LeaveMark
             | Step::LockFalls
             | Step::FallsSilent => false,
             Step::GiveBack { .. }

@@ -73,8 +73,13 @@ impl Names {
         let holder = job
             .holder
             .map(|id| format!(", held by {}", self.holder(id)));
+        let parked = match job.status {
+            Status::Failed if job.sent >= job.generation as i8 => ", its copy known to be parked",
+            Status::Failed => ", owed a copy in the dead queue",
+            _ => "",
+        };
         format!(
-            "{status}{} ({})",
+            "{status}{}{parked} ({})",
             holder.unwrap_or_default(),
             tasks.join(", ")
         )
@@ -96,7 +101,9 @@ impl Names {
                 match before.workers[worker].hands.len() > after.workers[worker].hands.len() {
                     true => format!("{} stops, and gives the message back unread", of(worker)),
                     false => match after.workers[worker].hands[hand].stage {
-                        Stage::Claiming { running: Some(_) } => {
+                        Stage::Claiming {
+                            running: Some(_), ..
+                        } => {
                             format!("{} claims the job, which it runs already", of(worker))
                         }
                         _ => format!("{} claims the job", of(worker)),
@@ -192,6 +199,7 @@ impl Names {
                     ),
                     Write::Retry => format!("task {task} failed, to be tried again"),
                     Write::GiveUp => format!("task {task} failed for good"),
+                    Write::Defer => format!("task {task} is put off, its handler is braked"),
                     Write::Release => "it releases the job".into(),
                 };
                 let end = match answer_lost {
@@ -261,6 +269,11 @@ impl Names {
             }
             Step::WriteSent => "it is noted that the copy is confirmed".into(),
             Step::Reconcile => "the reconciler sends the job's message".into(),
+            Step::Forget { .. } => match before.job == after.job {
+                true => "the reconciler misses the mark; nothing is to be parked again".into(),
+                false => "the reconciler misses the mark: what was given up is owed again".into(),
+            },
+            Step::LeaveMark => "the reconciler leaves the mark".into(),
             Step::LockFalls => "Postgres frees the dead worker's lock".into(),
             Step::FallsSilent => "the dead worker's heartbeat is stale".into(),
             Step::Crash { worker } => {

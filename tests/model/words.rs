@@ -51,6 +51,8 @@ pub enum Write {
     Retry,
     /// FAILED for good.
     GiveUp,
+    /// Put off without a failure, because the handler is braked: before it begins, or after a probe of it failed.
+    Defer,
     /// The attempt is cut short.
     Release,
 }
@@ -79,7 +81,10 @@ pub struct Run {
     pub current: bool,
     /// It was told to stop.
     pub cancelled: bool,
-    /// Its job was taken over, or cancelled, while it ran: for the promises, the process does not know it.
+    /// Its claim was asked in a session of the lock that is gone: it is handed back.
+    pub late: bool,
+    /// For the promises: its job was taken over while the process was paused, or cut off without having noticed, and nothing
+    /// has told it since. This alone excuses a task that begins once more.
     pub robbed: bool,
     pub phase: Phase,
 }
@@ -104,8 +109,8 @@ pub enum Why {
 pub enum Stage {
     /// Received; it waits for its turn.
     Received,
-    /// It has its turn, and its claim is on its way.
-    Claiming { running: Option<u8> },
+    /// It has its turn, and its claim is on its way; `late`, when the session in which it was asked is gone.
+    Claiming { running: Option<u8>, late: bool },
     /// Claimed; the answer is not yet registered.
     Claimed(Run),
     /// The claim said that this process runs the job, at this epoch.
@@ -151,7 +156,7 @@ impl Hand {
     /// The epoch that it names.
     fn epoch(&mut self) -> Option<&mut u8> {
         match &mut self.stage {
-            Stage::Claiming { running } => running.as_mut(),
+            Stage::Claiming { running, .. } => running.as_mut(),
             Stage::Claimed(run) | Stage::Running(run) => Some(&mut run.epoch),
             Stage::Mine { epoch } | Stage::BrokenOff { epoch } => Some(epoch),
             Stage::Received | Stage::Publishing(_) | Stage::Acknowledging(_) => None,
@@ -211,6 +216,15 @@ pub enum Remains {
     Silent,
 }
 
+/// Whether the broker has the mark, by which the reconciler knows a broker that lost its disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Mark {
+    There,
+    Missing,
+    /// Still missing, but whatever was given up is owed again. It is left next, on the connection on which it was missed.
+    Due,
+}
+
 /// A state of the world.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct World {
@@ -220,6 +234,9 @@ pub struct World {
     /// A worker knows that a copy of the ledger's generation is confirmed, and has not written it yet.
     pub confirmed: bool,
     pub messages: List<Message, MOST_MESSAGES>,
+    pub mark: Mark,
+    /// The job was given up before the broker lost its disk, and the reconciler has not looked since.
+    pub forgotten: bool,
     pub workers: [Process; WORKERS],
     /// Of the process that left the job behind, while the ledger names it as the holder.
     pub remains: Remains,
@@ -268,21 +285,29 @@ impl World {
             None => self.broker_lost,
             Some(job) => match job.status {
                 Status::Success | Status::Cancelled => true,
-                Status::Failed => {
-                    self.messages.iter().any(dead) || job.sent >= job.generation as i8
-                }
+                Status::Failed => self.is_parked(),
                 _ => false,
             },
         };
         over && self.messages.iter().all(dead) && self.hands().next().is_none()
     }
 
-    /// Whoever ran the job at this epoch does so no more.
+    /// People see that the job was given up: a message of its present generation is in the dead queue.
+    pub fn is_parked(&self) -> bool {
+        let generation = self.job.map(|job| job.generation);
+        let shows = |message: &Message| {
+            message.place == Place::Dead && Some(message.generation) == generation
+        };
+        self.messages.iter().any(shows)
+    }
+
+    /// Somebody else has taken over from whoever ran the job at this epoch. One who knows that its lock is gone expects it.
     pub fn rob(&mut self, epoch: u8) {
         for worker in &mut self.workers {
+            let unaware = worker.presence != Presence::Lost;
             for hand in worker.hands.iter_mut() {
                 if let Stage::Claimed(run) | Stage::Running(run) = &mut hand.stage {
-                    run.robbed |= run.epoch == epoch;
+                    run.robbed |= unaware && run.epoch == epoch;
                 }
             }
         }
@@ -320,6 +345,11 @@ impl World {
         }
         if self.job.is_none_or(|job| job.holder != Some(DEAD)) {
             self.remains = Remains::Silent;
+        }
+        self.forgotten &= self.job.is_some_and(|job| job.status == Status::Failed);
+        if self.mark == Mark::Missing && !self.forgotten {
+            // A look that finds nothing may as well have been made.
+            self.mark = Mark::Due;
         }
         // Two equal ones in the dead queue are no more than one: an operator who moves both moves one and doubles it.
         self.messages.sort();

@@ -43,7 +43,7 @@ impl Protocol {
                     };
                     match run.phase {
                         Phase::Starting if run.parks => steps.push(write(Write::GiveUp)),
-                        Phase::Starting if process.stops || run.cancelled => {
+                        Phase::Starting if process.stops || run.cancelled || run.late => {
                             steps.push(write(Write::Release));
                         }
                         Phase::Starting => {
@@ -133,15 +133,21 @@ impl Protocol {
         if process.hands.iter().any(|hand| hand.alive) {
             steps.push(Step::Disconnect { worker });
         }
-        // A process that holds nothing has nothing to lose by silence; it is as if it fell silent right after it claimed.
+        self.silences(world, worker, steps);
+        for hand in 0..process.hands.len() {
+            self.hand_faults(world, worker, hand, steps);
+        }
+    }
+
+    /// A process that holds nothing has nothing to lose by silence; it is as if it fell silent right after it claimed.
+    fn silences(&self, world: &World, worker: usize, steps: &mut Vec<Step>) {
+        let process = &world.workers[worker];
+        let holds = world.holds(worker);
         if holds && process.presence == Presence::Held {
             steps.push(Step::LoseLock { worker });
         }
         if holds && !process.stale {
             steps.push(Step::MissBeats { worker });
-        }
-        for hand in 0..process.hands.len() {
-            self.hand_faults(world, worker, hand, steps);
         }
     }
 
@@ -158,6 +164,7 @@ impl Protocol {
         if process.hands.iter().any(|hand| hand.alive) {
             steps.extend([Step::Disconnect { worker }, Step::Wipe]);
         }
+        self.silences(world, worker, steps);
         self.hand_faults(world, worker, hand, steps);
     }
 
@@ -181,7 +188,7 @@ impl Protocol {
                 let last = run.position + 1 == self.tasks;
                 match run.phase {
                     Phase::Starting if run.parks => write(Write::GiveUp, true),
-                    Phase::Starting if process.stops || run.cancelled => {
+                    Phase::Starting if process.stops || run.cancelled || run.late => {
                         write(Write::Release, true);
                     }
                     Phase::Starting => {}
@@ -199,6 +206,8 @@ impl Protocol {
                             write(Write::Retry, true);
                         }
                         write(Write::GiveUp, true);
+                        write(Write::Defer, false);
+                        write(Write::Defer, true);
                         if process.stops {
                             write(Write::Release, true);
                         }
@@ -231,7 +240,7 @@ impl Protocol {
 
     pub fn may_start(&self, process: &Process, run: &Run) -> bool {
         let present = process.presence != Presence::Lost || !self.rules.starts_present;
-        present && !run.parks && !run.cancelled && !process.stops
+        present && !run.parks && !run.cancelled && !run.late && !process.stops
     }
 
     pub fn may_take_turn(&self, process: &Process) -> bool {
@@ -266,7 +275,8 @@ impl Protocol {
         if running.is_none() && process.stops {
             return world.give_back(worker, hand);
         }
-        process.hands[hand].stage = Stage::Claiming { running };
+        let late = process.presence == Presence::Lost && self.rules.claims_know_their_session;
+        process.hands[hand].stage = Stage::Claiming { running, late };
     }
 
     pub fn claim(
@@ -277,7 +287,7 @@ impl Protocol {
         answer_lost: bool,
     ) -> Option<()> {
         let held = world.workers[worker].hands[hand];
-        let Stage::Claiming { running } = held.stage else {
+        let Stage::Claiming { running, late } = held.stage else {
             return None;
         };
         let asked = Asked {
@@ -334,6 +344,7 @@ impl Protocol {
                 parks: crashes >= CRASH_LIMIT,
                 current: true,
                 cancelled: false,
+                late,
                 robbed: false,
                 phase: Phase::Starting,
             }),
@@ -362,9 +373,8 @@ impl Protocol {
             // There is one content in the model, and nobody forges a generation.
             Answer::Conflict | Answer::Foreign { .. } => return None,
         };
-        let hand_now = &mut world.workers[worker].hands[hand];
-        hand_now.stage = stage;
-        hand_now.alive &= self.may_still_settle(&stage);
+        world.workers[worker].hands[hand].stage = stage;
+        self.hurry(world, worker, hand);
         if !held.alive && !matches!(stage, Stage::Claimed(_)) {
             // The broker delivers it again: what this one would lead to, that one will.
             world.workers[worker].hands.remove(hand);
@@ -373,8 +383,16 @@ impl Protocol {
     }
 
     /// Without the rule that a copy is confirmed first, its original is acknowledged at once.
-    fn may_still_settle(&self, stage: &Stage) -> bool {
-        self.rules.confirms_first || !matches!(stage, Stage::Publishing(_))
+    fn hurry(&self, world: &mut World, worker: usize, hand: usize) {
+        let held = &mut world.workers[worker].hands[hand];
+        if self.rules.confirms_first || !held.alive || !matches!(held.stage, Stage::Publishing(_)) {
+            return;
+        }
+        held.alive = false;
+        let generation = held.generation;
+        if !has_reason(world, Why::Replaced, generation) {
+            world.broken |= ACKNOWLEDGED;
+        }
     }
 
     /// The run begins. An older one, which the claim has fenced, is stopped.
@@ -425,13 +443,13 @@ impl Protocol {
             return None;
         };
         run.phase = Phase::Handling;
-        let robbed = run.robbed;
+        let excused = run.robbed && self.rules.paused_are_excused;
         let (tasks, position) = (world.job?.tasks, run.position as usize);
         let done = |index: usize| tasks[index].status == Doing::Success;
         if !(0..position).all(done) {
             world.broken |= IN_ORDER;
         }
-        if done(position) && !robbed {
+        if done(position) && !excused {
             world.broken |= SUCCESS_ONCE;
         }
         Some(())
@@ -487,17 +505,20 @@ impl Protocol {
                 run.position += 1;
                 run.attempt = 1;
                 run.phase = Phase::Starting;
+                // It has just been told how its job stands.
+                run.robbed = false;
                 // The task that was under suspicion has ended well.
                 held.alone = false;
                 Stage::Running(run)
             }
             (_, Write::Advance) => Stage::Acknowledging(Why::Over),
             (_, Write::HandBack { stops: false }) => copy(Place::Work, held.generation),
-            (_, Write::Retry) => copy(Place::Rung, generation),
+            (_, Write::Retry | Write::Defer) => copy(Place::Rung, generation),
             (_, Write::GiveUp) => copy(Place::Dead, generation),
         };
         held.stage = stage;
-        held.alive &= self.may_still_settle(&stage);
+        self.hurry(world, worker, hand);
+        let held = &world.workers[worker].hands[hand];
         if !held.alive && matches!(stage, Stage::Acknowledging(_)) {
             world.workers[worker].hands.remove(hand);
         }
@@ -556,13 +577,34 @@ impl Protocol {
         let process = &mut world.workers[worker];
         if process.presence == Presence::LostUnnoticed {
             process.presence = Presence::Lost;
+            for hand in process.hands.iter_mut() {
+                hand.notices(self.rules.claims_know_their_session);
+            }
             return;
         }
         (process.presence, process.stale) = (Presence::Held, false);
+        for hand in process.hands.iter_mut() {
+            // It is asked after; what is claimed and not yet registered is not.
+            if let Stage::Running(run) = &mut hand.stage {
+                run.robbed = false;
+            }
+        }
         if let Some(hand) = lost
             && let Stage::Running(run) = &mut process.hands[hand].stage
         {
             run.cancelled = true;
+        }
+    }
+}
+
+impl Hand {
+    /// Its process notices that the session of its lock is gone: whatever was claimed may be another's by now.
+    fn notices(&mut self, knows_its_session: bool) {
+        match &mut self.stage {
+            Stage::Claiming { late, .. } => *late = knows_its_session,
+            Stage::Claimed(run) => (run.late, run.robbed) = (knows_its_session, false),
+            Stage::Running(run) => run.robbed = false,
+            _ => {}
         }
     }
 }

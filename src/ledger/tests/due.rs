@@ -127,6 +127,54 @@ async fn a_given_up_job_whose_copy_is_not_known_to_be_parked_is_owed() {
     );
 }
 
+/// The worker that parked it was cut off from Postgres, and can say only now what the broker confirmed.
+#[tokio::test]
+async fn a_late_note_of_a_lost_copy_keeps_no_given_up_job_from_being_parked_again() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let (unknown, known, fresh) = (job_of(1), job_of(1), job_of(1));
+    for message in [&unknown, &known, &fresh] {
+        ada.give_up(stand(message, &ada.claimed(message).await))
+            .await;
+    }
+    let note = async |message: &Arc<JobMessage>, generation| {
+        ada.ledger.sent(message.id, Generation(generation));
+        until("the note is written", async || {
+            database.job(message.id).await.sent == generation
+        })
+        .await;
+    };
+    note(&known, 1).await;
+    database
+        .run(&format!(
+            "UPDATE cliquet.jobs SET finished_at = now() - interval '2 minutes' WHERE id <> '{}'",
+            fresh.id
+        ))
+        .await;
+
+    let mut reconciling = alone(&ada).await;
+    assert_eq!(reconciling.forgotten(MINUTE).await.unwrap(), 2);
+    for message in [&unknown, &known, &fresh] {
+        note(message, 1).await;
+    }
+    let mut owed = reconciling.owed(Duration::ZERO).await.unwrap();
+    owed.sort_by_key(|owed| owed.job);
+    assert_eq!(
+        owed,
+        [&unknown, &known].map(|message| Owed {
+            job: message.id,
+            generation: Generation(2),
+            what: What::Unparked
+        })
+    );
+    // What is parked now is known by its own generation.
+    for message in [&unknown, &known] {
+        note(message, 2).await;
+    }
+    assert_eq!(reconciling.owed(Duration::ZERO).await.unwrap(), []);
+    reconciling.end().await;
+}
+
 #[tokio::test]
 async fn what_a_broker_has_forgotten_is_owed_again_and_nothing_else() {
     let database = Database::new().await;
@@ -157,19 +205,20 @@ async fn what_a_broker_has_forgotten_is_owed_again_and_nothing_else() {
         .await;
     let before = database.job(waits.id).await.sent;
     let mut reconciling = alone(&ada).await;
-    assert_eq!(reconciling.forgotten(MINUTE).await.unwrap(), 1);
-    // Whoever dies here leaves no mark, and the next one asks again.
-    assert_eq!(reconciling.forgotten(MINUTE).await.unwrap(), 0);
+    // Whoever dies after this leaves no mark, and the next one does it again.
+    for _ in 0..2 {
+        assert_eq!(reconciling.forgotten(MINUTE).await.unwrap(), 1);
+    }
     assert_eq!(
         reconciling.owed(MINUTE).await.unwrap(),
         [Owed {
             job: parked.id,
-            generation: Generation(1),
+            generation: Generation(3),
             what: What::Unparked
         }]
     );
     reconciling.end().await;
-    for (message, sent) in [(&parked, 0), (&fresh, 1), (&others, 1), (&waits, before)] {
+    for (message, sent) in [(&parked, 1), (&fresh, 1), (&others, 1), (&waits, before)] {
         assert_eq!(database.job(message.id).await.sent, sent);
     }
 }

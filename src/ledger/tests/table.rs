@@ -141,6 +141,9 @@ fn ledgers() -> impl Iterator<Item = (Job, Signs)> {
         (Status::Pending, Doing::Pending, 0),
         (Status::Pending, Doing::Pending, 1),
         (Status::Retrying, Doing::Failed, 1),
+        // Put off by a brake, at the first attempt and at a later one.
+        (Status::Retrying, Doing::Pending, 0),
+        (Status::Retrying, Doing::Pending, 1),
         (Status::Failed, Doing::Failed, 2),
         // Given up because it could never be sent.
         (Status::Failed, Doing::Pending, 0),
