@@ -378,6 +378,7 @@ impl Lane {
             number: self.number,
             connection: None,
             tally: self.tally.clone(),
+            broken: false,
             apart: Apart::Here(place),
         }
     }

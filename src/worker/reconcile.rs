@@ -272,7 +272,7 @@ async fn send(
             Ok(Looked::Sent)
         }
         Err(error @ SendError::TooLarge { .. }) => {
-            condemn(reconciling, owed, &error.to_string()).await
+            condemn(crew, reconciling, owed, &error.to_string()).await
         }
         Err(error) => {
             debug!(job.id = %owed.job, %error, "the job's message is not sent; the next look tries again");
