@@ -229,9 +229,66 @@ async fn no_failure_to_connect_tells_a_password() {
 
 fn own_arguments(worker: &WorkerProcess) -> String {
     let arguments = Path::new("/proc")
-        .join(worker.id().to_string())
+        .join(worker.pid().to_string())
         .join("cmdline");
     String::from_utf8_lossy(&fs::read(arguments).unwrap_or_default()).into_owned()
+}
+
+/// The address of the management API has a password, too: a wrong one, one that does not answer, and one that cannot be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_address_of_the_management_api_tells_its_password() {
+    let stage = Stage::new().await;
+    let real = Url::parse(&std::env::var("RABBITMQ_MANAGEMENT_URL").unwrap()).unwrap();
+    let real = format!("{}:{}", real.host_str().unwrap(), real.port().unwrap());
+    for (url, code) in [
+        (format!("http://ada:{ENCODED}@{real}"), 1),
+        (format!("http://ada:{ENCODED}@127.0.0.1:1"), 1),
+        (format!("http://ada:{PASSWORD}@{real}"), 2),
+        (format!("http://ada:12/{PLANTED}@{real}"), 2),
+        (format!("http://ada:12?{PLANTED}@{real}"), 2),
+        (format!("http://ada:12#{PLANTED}@{real}"), 2),
+        (format!("http://ada:12?{PLANTED}"), 2),
+        (format!("https://ada:{ENCODED}@{real}"), 2),
+        (format!("ada:{ENCODED}@{real}"), 2),
+        (PASSWORD.to_owned(), 2),
+    ] {
+        let mut binary = Binary::on(&stage, "");
+        binary.set("RABBITMQ_MANAGEMENT_URL", &url);
+        binary.set("RUST_LOG", "trace");
+        let ended = binary.run(&["doctor", "--json"]).await;
+        assert_eq!(ended.code, Some(code), "{url}: {ended:?}");
+        let said = ended.out + &ended.err;
+        assert!(
+            code != 2 || said.contains("RABBITMQ_MANAGEMENT_URL: "),
+            "{said}"
+        );
+        clean(&format!("doctor with {url}"), &said);
+    }
+}
+
+/// Whoever has no right over other users' processes reads nothing of the worker that started it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_cannot_read_the_environment_of_its_worker() {
+    let spy = r#"
+[handlers.spy]
+exec = ["sh", "-c", '''
+    # Root may read everything: it spies without the capabilities that let it.
+    if [ "$(id -u)" = 0 ]; then set -- setpriv --bounding-set=-all --inh-caps=-all; fi
+    cat /proc/$PPID/comm >parent
+    "$@" cat /proc/$PPID/environ >environ 2>refused
+    true
+''']
+"#;
+    let stage = Stage::new().await;
+    let binary = Binary::on(&stage, spy);
+    let mut worker = binary.work();
+    let job = binary.publish(r#"{"kind": "k", "tasks": ["spy"]}"#).await;
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(binary.written("parent").await, "cliquet\n");
+    let refused = binary.written("refused").await;
+    assert!(refused.contains("Permission denied"), "{refused}");
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
 }
 
 /// A mistake in the settings is shown, and the line that it is in may hold an address.
@@ -253,11 +310,13 @@ async fn a_mistake_in_the_settings_tells_no_password() {
         binary.file("cliquet.toml", &format!("{settings}\n{LOOK}"));
         for command in [&["work", "--config", "cliquet.toml"][..], &["doctor"]] {
             let ended = binary.run(command).await;
-            assert_ne!(ended.code, Some(0), "{settings}");
             clean(
                 &format!("{command:?} with {settings}"),
-                &(ended.out + &ended.err),
+                &format!("{}{}", ended.out, ended.err),
             );
+            // It is this mistake that is told, with its line.
+            let said = ended.failed(2);
+            assert!(said.contains("cliquet.toml:"), "{settings}: {said}");
         }
     }
 }
