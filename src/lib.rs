@@ -255,8 +255,8 @@
 //! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
 //! - 4: [`ops`] (for people: the command line)
 //!
-//! `deploy/postgres-roles.sql` and `deploy/rabbitmq-permissions.sh` give each user what it needs and no more; the tests' workers
-//! run under exactly these.
+//! `deploy/postgres-roles.sql` and `deploy/rabbitmq-permissions.sh` give each user what it needs and no more; the workers of
+//! the integration tests (`tests/it`) run under exactly these.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 #[doc(hidden)]

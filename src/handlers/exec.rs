@@ -13,7 +13,10 @@
 //!
 //! Nothing obliges it to read that. For programs that read no JSON the environment holds `CLIQUET_JOB_ID`,
 //! `CLIQUET_JOB_KIND`, `CLIQUET_TASK_POSITION`, `CLIQUET_TASK_ATTEMPT` and `CLIQUET_IDEMPOTENCY_KEY`. Beside these it holds the
-//! variables of [`PASSED_ENVIRONMENT`] and those named by [`Exec::env`], and nothing else: the worker's secrets stay with it.
+//! variables of [`PASSED_ENVIRONMENT`] and those named by [`Exec::env`], and nothing else: none of the worker's secrets. A program
+//! runs as the worker's user, though, and may read what this user may: `cliquet work` keeps its own environment unreadable for
+//! it, where the program has none of root's capabilities; a process that uses this library, and a file such as cliquet.toml,
+//! are for you to protect.
 //!
 //! # What the program answers
 //!

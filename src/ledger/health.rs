@@ -71,6 +71,15 @@ impl Server {
     }
 }
 
+/// Has the server read its settings again.
+pub(crate) const RELOAD: &str = "SELECT pg_reload_conf()";
+/// Who waits for a lock, and for whom.
+pub(crate) const WHO_WAITS: &str =
+    "SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+/// Whose transactions are open, the oldest first.
+pub(crate) const OPEN_TRANSACTIONS: &str =
+    "SELECT pid, usename, application_name, xact_start FROM pg_stat_activity ORDER BY xact_start";
+
 /// One of cliquet's tables.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {

@@ -49,8 +49,8 @@ pub(crate) use defer::Defer;
 pub(crate) use due::{Owed, Reconciling, What};
 pub(crate) use fail::Fail;
 pub(crate) use health::{
-    Backlog, Duty, Health, Lacking, Limit, ParkedGroup, Server, Setting, Suspect, Table,
-    WorkerFacts,
+    Backlog, Duty, Health, Lacking, Limit, OPEN_TRANSACTIONS, ParkedGroup, RELOAD, Server, Setting,
+    Suspect, Table, WHO_WAITS, WorkerFacts,
 };
 pub(crate) use plans::Plan;
 pub(crate) use presence::{About, Presence, Present};

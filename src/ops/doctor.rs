@@ -8,6 +8,7 @@ mod jobs;
 mod management;
 mod postgres;
 mod rabbitmq;
+mod server;
 
 use std::process::ExitCode;
 
@@ -121,15 +122,15 @@ const RETRY_PARKED: &str =
 /// Everything that is checked, in the order in which it is told.
 const CHECKS: [&str; 29] = [
     postgres::CONNECTION,
-    postgres::VERSION,
-    postgres::WRITABLE,
+    server::VERSION,
+    server::WRITABLE,
     postgres::MIGRATIONS,
     postgres::PRIVILEGES,
     postgres::PLANS,
-    postgres::DURABILITY,
-    postgres::AUTOVACUUM,
-    postgres::CONNECTIONS,
-    postgres::TRANSACTIONS,
+    server::DURABILITY,
+    server::AUTOVACUUM,
+    server::CONNECTIONS,
+    server::TRANSACTIONS,
     rabbitmq::CONNECTION,
     rabbitmq::VERSION,
     rabbitmq::PUBLISHING,

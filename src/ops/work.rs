@@ -19,6 +19,7 @@ SIGTERM or SIGINT lets the running tasks end (at most drain_timeout) and hands
 the rest of the jobs back; a second one leaves at once."#;
 
 pub(super) async fn run(desk: Desk) -> Result<ExitCode, Failure> {
+    keep_to_ourselves();
     let config = desk.config;
     if config.handlers.is_empty() {
         return Err(Failure::usage(
@@ -40,4 +41,15 @@ pub(super) async fn run(desk: Desk) -> Result<ExitCode, Failure> {
     }
     worker.run().await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Handlers' programs run as the same user, who could read this process's environment, with both addresses in it, in /proc. It
+/// leaves no core dump either, for the same reason; whoever debugs it has to be root.
+fn keep_to_ourselves() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) =
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%error, "programs of this user can read the environment of this process");
+    }
 }

@@ -1,6 +1,10 @@
 //! Passwords stay where they were put: no log at any level, no error, no list of processes and no program of a handler has one.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use cliquet::broker::Place;
 use sqlx::AssertSqlSafe;
@@ -229,9 +233,79 @@ async fn no_failure_to_connect_tells_a_password() {
 
 fn own_arguments(worker: &WorkerProcess) -> String {
     let arguments = Path::new("/proc")
-        .join(worker.id().to_string())
+        .join(worker.pid().to_string())
         .join("cmdline");
     String::from_utf8_lossy(&fs::read(arguments).unwrap_or_default()).into_owned()
+}
+
+/// The address of the management API has a password, too: a wrong one, one that does not answer, and one that cannot be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_address_of_the_management_api_tells_its_password() {
+    let stage = Stage::new().await;
+    let real = Url::parse(&std::env::var("RABBITMQ_MANAGEMENT_URL").unwrap()).unwrap();
+    let real = format!("{}:{}", real.host_str().unwrap(), real.port().unwrap());
+    for (url, code) in [
+        (format!("http://ada:{ENCODED}@{real}"), 1),
+        (format!("http://ada:{ENCODED}@127.0.0.1:1"), 1),
+        (format!("http://ada:{PASSWORD}@{real}"), 2),
+        (format!("http://ada:12/{PLANTED}@{real}"), 2),
+        (format!("http://ada:12?{PLANTED}@{real}"), 2),
+        (format!("http://ada:12#{PLANTED}@{real}"), 2),
+        (format!("http://ada:12?{PLANTED}"), 2),
+        (format!("https://ada:{ENCODED}@{real}"), 2),
+        (format!("ada:{ENCODED}@{real}"), 2),
+        (PASSWORD.to_owned(), 2),
+    ] {
+        let mut binary = Binary::on(&stage, "");
+        binary.set("RABBITMQ_MANAGEMENT_URL", &url);
+        binary.set("RUST_LOG", "trace");
+        let ended = binary.run(&["doctor", "--json"]).await;
+        assert_eq!(ended.code, Some(code), "{url}: {ended:?}");
+        let said = ended.out + &ended.err;
+        assert!(
+            code != 2 || said.contains("RABBITMQ_MANAGEMENT_URL: "),
+            "{said}"
+        );
+        clean(&format!("doctor with {url}"), &said);
+    }
+}
+
+/// A program that runs as the worker's user, without root's rights over other processes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_cannot_read_the_environment_of_its_worker() {
+    let spy = r#"
+[handlers.spy]
+exec = ["sh", "-c", "cat /proc/$PPID/comm >parent; cat /proc/$PPID/environ >environ 2>refused; true"]
+"#;
+    let stage = Stage::new().await;
+    let binary = Binary::on(&stage, spy);
+    let work = binary.command(&["work", "--config", "cliquet.toml"]);
+    // Root may read everything, and so may its programs, unless it has no capabilities, as in a container that was given none.
+    let mut command = match rustix::process::geteuid().is_root() {
+        true => {
+            let mut bare = Command::new("setpriv");
+            bare.args(["--bounding-set=-all", "--inh-caps=-all"])
+                .arg(work.get_program());
+            bare
+        }
+        false => Command::new(work.get_program()),
+    };
+    let environment = work.get_envs();
+    command
+        .args(work.get_args())
+        .current_dir(work.get_current_dir().unwrap())
+        .env_clear()
+        .envs(environment.filter_map(|(name, value)| Some((name, value?))))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let mut worker = WorkerProcess::of(command.spawn().unwrap());
+    let job = binary.publish(r#"{"kind": "k", "tasks": ["spy"]}"#).await;
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(binary.written("parent").await, "cliquet\n");
+    let refused = binary.written("refused").await;
+    assert!(refused.contains("Permission denied"), "{refused}");
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
 }
 
 /// A mistake in the settings is shown, and the line that it is in may hold an address.
@@ -253,11 +327,13 @@ async fn a_mistake_in_the_settings_tells_no_password() {
         binary.file("cliquet.toml", &format!("{settings}\n{LOOK}"));
         for command in [&["work", "--config", "cliquet.toml"][..], &["doctor"]] {
             let ended = binary.run(command).await;
-            assert_ne!(ended.code, Some(0), "{settings}");
             clean(
                 &format!("{command:?} with {settings}"),
-                &(ended.out + &ended.err),
+                &format!("{}{}", ended.out, ended.err),
             );
+            // It is this mistake that is told, with its line.
+            let said = ended.failed(2);
+            assert!(said.contains("cliquet.toml:"), "{settings}: {said}");
         }
     }
 }

@@ -104,19 +104,24 @@ fn over_tls(url: &str, scheme: &str, host: &str, port: Option<u16>, query: &str)
     url.into()
 }
 
-/// A worker does not begin, and people's commands fail, with these words.
-async fn refused(binary: &Binary, words: &[&str]) {
-    let said = eventually(&format!("it is said that {words:?}"), async || {
-        let ended = binary.run(&["doctor"]).await;
-        let said = format!("{}{}", ended.out, ended.err);
-        let right = ended.code != Some(0) && words.iter().all(|word| said.contains(word));
+/// Neither the doctor nor a worker has a connection to this service, and both say so with these words.
+async fn refused(binary: &Binary, service: &str, words: &[&str]) {
+    let finding = format!(r#"{{"check":"{service}.connection","state":"problem""#);
+    // A file that cannot be read is found before anybody connects.
+    let wrong_use = "error: the file `";
+    eventually(&format!("it is said that {words:?}"), async || {
+        let ended = binary.run(&["doctor", "--json"]).await;
+        let all = format!("{}{}", ended.out, ended.err);
+        let said = all
+            .lines()
+            .find(|line| line.starts_with(&finding) || line.starts_with(wrong_use));
+        let right = said.is_some_and(|said| words.iter().all(|word| said.contains(word)));
         if !right {
-            println!("doctor said, for {words:?}: {said}");
+            println!("doctor said, for {words:?}: {all}");
         }
-        right.then_some(said)
+        right.then_some(())
     })
     .await;
-    println!("doctor: {said}");
     let mut worker = binary.work();
     let log = eventually(&format!("the worker says {words:?}"), async || {
         let log = binary.written("log").await;
@@ -162,11 +167,13 @@ async fn both_services_are_reached_over_tls_and_a_wrong_certificate_is_refused_w
     let missing = "/nowhere/ca.pem";
     refused(
         &binary(plain_amqp, &database("localhost", &ours)),
+        "postgres",
         &["does not speak TLS", "ssl = on"],
     )
     .await;
     refused(
         &binary(plain_amqp, &database("localhost", missing)),
+        "postgres",
         &[missing, "sslrootcert", "cannot be read"],
     )
     .await;
@@ -237,23 +244,26 @@ async fn both_services_are_reached_over_tls_and_a_wrong_certificate_is_refused_w
     ];
     let told = wrong.iter().map(|(url, words)| {
         let binary = binary(url, &good_database);
-        async move { refused(&binary, words).await }
+        async move { refused(&binary, "rabbitmq", words).await }
     });
     futures::future::join_all(told).await;
     let good_amqp = amqp("localhost", port, &ours);
     refused(
         &binary(&good_amqp, &database("127.0.0.1", &ours)),
+        "postgres",
         &["not for the host name 127.0.0.1", "localhost"],
     )
     .await;
     refused(
         &binary(&good_amqp, &database("localhost", &theirs)),
+        "postgres",
         &["authority that is not trusted", "sslrootcert="],
     )
     .await;
     certify(&services.database_url, "expired", &expired).await;
     refused(
         &binary(&good_amqp, &good_database),
+        "postgres",
         &["expired on 2020-12-31"],
     )
     .await;

@@ -512,11 +512,6 @@ impl WorkerProcess {
         Self(child)
     }
 
-    /// The process' id.
-    pub fn id(&self) -> u32 {
-        self.0.id()
-    }
-
     /// `kill -9`, and waits until it is gone.
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
@@ -540,6 +535,7 @@ impl WorkerProcess {
         self.0.try_wait().unwrap()
     }
 
+    /// The process' id.
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
