@@ -5,7 +5,7 @@ use stateright::Property;
 use crate::{
     protocol::Protocol,
     table::{Doing, Job, Status},
-    words::{Why, World},
+    words::{Stage, Why, World},
 };
 
 // Bits of `World::broken`: what is seen at a step and not in a state.
@@ -46,7 +46,7 @@ pub fn has_reason(world: &World, why: Why, generation: u8) -> bool {
     match why {
         Why::Over => is_done(&job),
         Why::Stale => generation < job.generation,
-        Why::Replaced | Why::OneTooMany => is_done(&job) || goes_on(world),
+        Why::Replaced | Why::OneTooMany => is_done(&job) || goes_on(world, generation),
         Why::RuleTakenAway => false,
     }
 }
@@ -55,9 +55,17 @@ fn is_done(job: &Job) -> bool {
     matches!(job.status, Status::Success | Status::Cancelled)
 }
 
-/// The copy that replaced the delivery, or the run that has another one: it, or what came of it, is somewhere.
-fn goes_on(world: &World) -> bool {
-    world.messages.len() > 0 || world.hands().any(|hand| hand.alive)
+/// The copy that replaced the delivery, or the other delivery that the run has: it, or what came of it, is somewhere. That is
+/// never of an older generation.
+fn goes_on(world: &World, generation: u8) -> bool {
+    let copies = |stage: &Stage| match stage {
+        Stage::Publishing(copy) => copy.generation,
+        _ => 0,
+    };
+    let mut messages = world.messages.iter().map(|message| message.generation);
+    let alive = world.hands().filter(|hand| hand.alive);
+    let mut deliveries = alive.map(|hand| hand.generation.max(copies(&hand.stage)));
+    messages.any(|its| its >= generation) || deliveries.any(|its| its >= generation)
 }
 
 /// At every step: whether a task that was SUCCESS is not any more, or was written once more.

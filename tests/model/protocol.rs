@@ -29,6 +29,8 @@ pub struct Protocol {
     pub watched: Option<&'static str>,
     /// Whether a process takes its steps at once where nothing comes of a delay (see [`Self::next_at_once`]).
     pub at_once: bool,
+    /// Whether it takes its time between a claim's answer, the run and a task's beginning all the same.
+    pub hesitates: bool,
     /// Whether the end may rest on the reconciler always, and not only where the broker has lost a message.
     pub reconciler_helps: bool,
     /// The faults that may happen; all, when it is none.
@@ -47,6 +49,7 @@ impl Protocol {
             rules,
             watched: None,
             at_once: true,
+            hesitates: false,
             reconciler_helps: false,
             kinds: None,
             seen: Arc::default(),
@@ -72,6 +75,13 @@ impl Protocol {
     pub fn with_the_reconcilers_help(self) -> Self {
         Self {
             reconciler_helps: true,
+            ..self
+        }
+    }
+
+    pub fn hesitating(self) -> Self {
+        Self {
+            hesitates: true,
             ..self
         }
     }
@@ -133,6 +143,7 @@ impl Protocol {
                 hand,
                 answer_lost: false,
             }),
+            Stage::Claimed(_) | Stage::Running(_) if self.hesitates => None,
             Stage::Claimed(_) if self.rules.registers_first => {
                 Some(Step::Register { worker, hand })
             }

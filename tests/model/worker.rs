@@ -151,7 +151,7 @@ impl Protocol {
         }
     }
 
-    /// What can hit a process on its way with this hand: whatever can hit itself, and the broker.
+    /// What can hit a process on its way with this hand: whatever can hit itself, its silence, and the broker.
     pub fn faults_on_the_way(
         &self,
         world: &World,
@@ -556,7 +556,12 @@ impl Protocol {
         let Stage::Acknowledging(why) = held.stage else {
             return None;
         };
-        if !has_reason(world, why, held.generation) {
+        // Where generations are not looked at, an older one is as good as the present one.
+        let generation = match self.rules.rows.generations {
+            true => held.generation,
+            false => 0,
+        };
+        if !has_reason(world, why, generation) {
             world.broken |= ACKNOWLEDGED;
         }
         Some(())
