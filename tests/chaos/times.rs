@@ -47,6 +47,8 @@ const CONSUMES: Aim = Aim {
 
 /// A service is asked anew so often whether it is back, whether or not the last question was answered.
 const PROBES: Duration = Duration::from_millis(20);
+/// So many jobs are at two workers when one of them is killed.
+const CROWD: usize = 64;
 /// Who publishes while a service is away, so that one attempt that hangs holds nobody up.
 const PUBLISHERS: u64 = 4;
 
@@ -67,6 +69,7 @@ pub async fn measure(events: usize, report: &mut Report) {
     scene.both_consume().await;
     for times in [
         scene.kills().await,
+        scene.crowds().await,
         scene.stops().await,
         scene.returns(Service::Postgres).await,
         scene.returns(Service::Rabbitmq).await,
@@ -162,6 +165,68 @@ impl Scene {
         }
     }
 
+    /// From `kill -9` of a worker with many jobs until the last of them is running elsewhere. Its tasks take no time there:
+    /// what is measured is the handing over alone, one by one as after any death.
+    async fn crowds(&mut self) -> Times {
+        let mut took = Vec::new();
+        for _ in 0..self.events {
+            let jobs: Vec<_> = (0..CROWD)
+                .map(|_| Job::of(vec![Act::Hold, Act::Nothing]))
+                .collect();
+            for job in &jobs {
+                let body = job.body(0);
+                let sent = self
+                    .rabbit
+                    .publish_once("", QUEUE, &body, BasicProperties::default());
+                assert!(sent.await, "a job is not confirmed");
+            }
+            let first = self.all_begun(&jobs, 1).await;
+            let slot = self.slot_of(&first[0]);
+            let name = self.crew.name(slot);
+            let (its, others): (Vec<_>, Vec<_>) =
+                first.iter().partition(|begun| begun.worker == name);
+            let killed = now_us();
+            self.crew.kill(slot).await;
+            for begun in its.iter().chain(&others) {
+                self.release(begun.job);
+            }
+            let its: Vec<_> = jobs
+                .into_iter()
+                .filter(|job| its.iter().any(|begun| begun.job == job.id))
+                .collect();
+            let second = self.all_begun(&its, 2).await;
+            let last = second.iter().map(|begun| begun.began).max();
+            let last = span(killed, last.unwrap_or(killed));
+            took.push(told(&format!("kill with {} jobs", its.len()), last));
+            for job in its {
+                self.succeeds(job.id).await;
+            }
+            self.crew.replaced(slot, &name).await;
+            self.both_consume().await;
+        }
+        Times {
+            what: format!(
+                "from the kill of a worker with about {} jobs until the last of them goes on elsewhere",
+                CROWD / 2
+            ),
+            aim: GOES_ON,
+            took,
+        }
+    }
+
+    /// The executions with this number of the jobs' first tasks.
+    async fn all_begun(&self, jobs: &[Job], number: usize) -> Vec<Execution> {
+        within(LONG * 30, "all jobs are begun", async || {
+            let all = executions(&self.ground.folder);
+            let begun = jobs.iter().map(|job| {
+                let of_it = |one: &&Execution| one.job == job.id && one.position == 1;
+                all.iter().filter(of_it).nth(number - 1).cloned()
+            });
+            begun.collect::<Option<Vec<_>>>()
+        })
+        .await
+    }
+
     /// From the end of a stopped worker's last task to the end of its process.
     async fn stops(&mut self) -> Times {
         let mut took = Vec::new();
@@ -236,7 +301,13 @@ impl Scene {
 
     /// Waits until the service takes a connection; since when it does.
     async fn back(&self, service: Service) -> i64 {
-        let (amqp, database) = (port(&self.ground.amqp_url), &self.ground.database_url);
+        let (port, greeting, welcome) = match service {
+            Service::Rabbitmq => (port(&self.ground.amqp_url), AMQP.to_vec(), AMQP_METHOD),
+            Service::Postgres => {
+                let url = &self.ground.database_url;
+                (port(url), startup(url), AUTHENTICATION)
+            }
+        };
         let (tell, mut told) = unbounded_channel();
         let (mut probes, mut again) = (JoinSet::new(), interval(PROBES));
         let first = async {
@@ -244,15 +315,10 @@ impl Scene {
                 tokio::select! {
                     since = told.recv() => return since.expect("this side has not hung up"),
                     _ = again.tick() => {
-                        let (tell, database) = (tell.clone(), database.clone());
+                        let (tell, greeting) = (tell.clone(), greeting.clone());
                         probes.spawn(async move {
-                            let answers = async {
-                                match service {
-                                    Service::Rabbitmq => greets(amqp).await,
-                                    Service::Postgres => connects(&database).await,
-                                }
-                            };
-                            if timeout(Duration::from_secs(1), answers).await == Ok(true) {
+                            let answer = timeout(Duration::from_secs(1), answer(port, &greeting)).await;
+                            if matches!(answer, Ok(Ok(first)) if first == welcome) {
                                 let _ = tell.send(now_us());
                             }
                         });
@@ -264,20 +330,28 @@ impl Scene {
     }
 }
 
-/// Whether RabbitMQ answers a client's first words.
-async fn greets(port: u16) -> bool {
-    let greeted = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(b"AMQP\0\0\x09\x01").await?;
-        stream.read_u8().await
-    };
-    greeted.await.is_ok_and(|frame| frame == 1)
+/// An AMQP client's first words; a broker that takes connections answers with a method.
+const AMQP: &[u8] = b"AMQP\0\0\x09\x01";
+const AMQP_METHOD: u8 = 1;
+/// Postgres answers with a question for the password, and with an error while it is starting.
+const AUTHENTICATION: u8 = b'R';
+
+/// A Postgres client's first words.
+fn startup(url: &str) -> Vec<u8> {
+    let url = url::Url::parse(url).unwrap();
+    let (user, database) = (url.username(), url.path().trim_start_matches('/'));
+    let parameters = format!("user\0{user}\0database\0{database}\0\0");
+    let length = 8 + parameters.len() as u32;
+    let version = 3u32 << 16;
+    let words = [&length.to_be_bytes()[..], &version.to_be_bytes()];
+    [words.concat(), parameters.into_bytes()].concat()
 }
 
-async fn connects(url: &str) -> bool {
-    <sqlx::PgConnection as sqlx::Connection>::connect(url)
-        .await
-        .is_ok()
+/// The first byte that a service answers to the first words of a client. So short that many at once cost nothing.
+async fn answer(port: u16, greeting: &[u8]) -> std::io::Result<u8> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(greeting).await?;
+    stream.read_u8().await
 }
 
 /// Progress.
