@@ -73,6 +73,8 @@ impl Worker {
     /// running task end and commit (up to `drain_timeout`), and hands the rest of its jobs back at once. A second signal
     /// leaves at once, with the status that the signal has by convention (130 or 143).
     ///
+    /// Its [`metrics`](crate::metrics) go to the recorder that the process has when this is called.
+    ///
     /// # Errors
     /// [`WorkerError`], when it cannot begin. Services that are away are waited for.
     pub async fn run(self) -> Result<(), WorkerError> {
