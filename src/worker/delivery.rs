@@ -127,7 +127,13 @@ async fn follow(
                 Adoption::OneTooMany(delivery) => return Some((delivery, Outcome::OneTooMany)),
                 Adoption::Ended(again) => delivery = again,
             },
-            (Answer::Suspect { crashes }, _) if let Some(permit) = crew.alone(crashes) => {
+            (Answer::Suspect { crashes }, _) => {
+                // Nobody holds the job: while this delivery waits, others may claim it.
+                drop((turn, place));
+                let Some(permit) = crew.alone(crashes).await else {
+                    let answer = Answer::Suspect { crashes };
+                    return Some((delivery, Outcome::Answered(answer, message.fingerprint)));
+                };
                 info!(job.id = %message.id, crashes, "a job whose worker died in its next task goes on here, alone among such jobs");
                 alone = Some(permit);
             }
