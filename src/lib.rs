@@ -105,8 +105,8 @@
 //! In rows 3 and 6 a copy that is known to be confirmed (`jobs.sent`) is not sent again: the older one is Stale.
 //!
 //! A claim that would begin a task in which a worker has died is answered *Suspect* instead, unless it was made with the
-//! process's one permit for such jobs: the crash is counted, nobody holds the job and nothing has begun. Whoever has the
-//! permit free claims once more with it; otherwise a copy waits on a short rung, as with Busy.
+//! process's one permit for such jobs: the crash is counted, nobody holds the job and nothing has begun. Whoever gets the
+//! permit within some seconds claims once more with it; otherwise a copy waits on a short rung, as with Busy.
 //!
 //! **A task's life is visible to every reader.** PROCESSING is committed before the handler runs, SUCCESS or FAILED after
 //! it. SUCCESS of task k and PROCESSING of task k+1 share a commit, and the claim's commit holds the first PROCESSING: N+1

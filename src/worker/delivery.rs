@@ -132,7 +132,12 @@ async fn follow(
                 Adoption::OneTooMany(delivery) => return Ok((delivery, Outcome::OneTooMany)),
                 Adoption::Ended(again) => delivery = again,
             },
-            (Answer::Suspect { crashes, .. }, _) if let Some(permit) = crew.alone(crashes) => {
+            (answer @ Answer::Suspect { crashes, .. }, _) => {
+                // Nobody holds the job: while this delivery waits, others may claim it.
+                drop((turn, place));
+                let Some(permit) = crew.alone(crashes).await else {
+                    return Ok((delivery, Outcome::Answered(answer, message.fingerprint)));
+                };
                 info!(job.id = %message.id, crashes, "a job whose worker died in its next task goes on here, alone among such jobs");
                 alone = Some(permit);
             }

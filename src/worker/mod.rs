@@ -43,6 +43,10 @@ use crate::{
 use brake::Brakes;
 use in_hand::InHand;
 
+/// How long a job whose worker has died in its next task waits here for its turn among such jobs, before a copy waits on a
+/// rung instead. A worker leaves many of them behind, and on the rungs they would all come back together and find one
+/// permit: of each wave one went on.
+const TURN_MAY_COME: Duration = Duration::from_secs(5);
 /// How long after the drain's deadline the cut attempts have to be handed back, before the worker leaves them to the
 /// next claim.
 const LAST_WRITES: Duration = Duration::from_secs(10);
@@ -219,6 +223,7 @@ impl Worker {
         let crew = Crew {
             places: Arc::new(Semaphore::new(config.concurrency.into())),
             suspects: Arc::new(Semaphore::new(1)),
+            waiting: Semaphore::new(usize::from(config.concurrency) / 2),
             present,
             in_hand,
             brakes,
@@ -262,6 +267,8 @@ struct Crew {
     places: Arc<Semaphore>,
     /// One permit for all jobs with a crash behind them.
     suspects: Arc<Semaphore>,
+    /// So many deliveries may wait for it. Not all: they are deliveries that RabbitMQ could send others in place of.
+    waiting: Semaphore,
     /// The session in which the worker's lock in the ledger is held.
     present: watch::Receiver<Present>,
     /// Asked to stop: no new task begins.
@@ -302,14 +309,19 @@ impl Crew {
         }
     }
 
-    /// The permit to run a job with so many crashes behind it, unless another such job runs. One that is to be parked runs
-    /// nothing and needs no permit.
-    fn alone(&self, crashes: u32) -> Option<Alone> {
+    /// The permit to run a job with so many crashes behind it, which may be a few seconds away while other such jobs run.
+    /// One that is to be parked runs nothing and needs no permit.
+    async fn alone(&self, crashes: u32) -> Option<Alone> {
         if crashes >= self.config.crash_limit {
             return Some(Alone(None));
         }
-        let permit = self.suspects.clone().try_acquire_owned().ok()?;
-        Some(Alone(Some(permit)))
+        if let Ok(permit) = self.suspects.clone().try_acquire_owned() {
+            return Some(Alone(Some(permit)));
+        }
+        let _seat = self.waiting.try_acquire().ok()?;
+        let turn = timeout(TURN_MAY_COME, self.suspects.clone().acquire_owned());
+        let turn = self.drain.run_until_cancelled(turn).await?;
+        Some(Alone(Some(turn.ok()?.ok()?)))
     }
 
     /// The session in which the worker is present in the ledger now.

@@ -99,7 +99,9 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     let ends = crew.counts();
     let three_deaths = [("aborted".to_owned(), 3), ("stopped".to_owned(), 2)];
     assert_eq!(ends, BTreeMap::from(three_deaths));
-    assert_eq!(in_flight_before_the_first_death(&ground).await, 256);
+    // All that there is room for; one or another may have ended and not begun its next at that moment.
+    let in_flight = in_flight_before_the_first_death(&ground).await;
+    assert!((250..=256).contains(&in_flight), "{in_flight} in flight");
     // The copy that says so to whoever looks at the dead queue.
     let dead = rabbit.drain(&format!("{QUEUE}.dead")).await;
     assert_eq!(dead.len(), 1);

@@ -165,8 +165,8 @@ impl Scene {
         }
     }
 
-    /// From `kill -9` of a worker with many jobs until the last of them is running elsewhere. Its tasks take no time there:
-    /// what is measured is the handing over alone, one by one as after any death.
+    /// From `kill -9` of a worker with many jobs to the handler of each running elsewhere. There they take no time: what is
+    /// measured is the handing over alone, one by one as after any death.
     async fn crowds(&mut self) -> Times {
         let mut took = Vec::new();
         for _ in 0..self.events {
@@ -195,9 +195,13 @@ impl Scene {
                 .filter(|job| its.iter().any(|begun| begun.job == job.id))
                 .collect();
             let second = self.all_begun(&its, 2).await;
-            let last = second.iter().map(|begun| begun.began).max();
-            let last = span(killed, last.unwrap_or(killed));
-            took.push(told(&format!("kill with {} jobs", its.len()), last));
+            let spans = second.iter().map(|begun| span(killed, begun.began));
+            took.extend(spans.clone());
+            let last = spans.max().unwrap_or_default();
+            told(
+                &format!("kill with {} jobs, the last of them", its.len()),
+                last,
+            );
             for job in its {
                 self.succeeds(job.id).await;
             }
@@ -206,7 +210,7 @@ impl Scene {
         }
         Times {
             what: format!(
-                "from the kill of a worker with about {} jobs until the last of them goes on elsewhere",
+                "from the kill of a worker with about {} jobs until each of them goes on elsewhere",
                 CROWD / 2
             ),
             aim: GOES_ON,

@@ -187,6 +187,43 @@ async fn a_worker_that_hangs_is_taken_over_and_fenced() {
     drop(second);
 }
 
+/// Each of them is a suspect: they run one at a time. A rung would bring them back together, and of each wave one would go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_many_jobs_of_a_killed_worker_go_on_in_turn_and_wait_on_no_rung() {
+    let stage = Stage::new().await;
+    let many = [("STAGE_CONCURRENCY", "16")];
+    let mut first = stage.process_with("first", &many);
+    let mut jobs = Vec::new();
+    for _ in 0..8 {
+        jobs.push(stage.publish("a:gate:one b:ok").await);
+    }
+    stage.script.reached("one", 8).await;
+    let second = stage.process_with("second", &many);
+    eventually("both workers are known", || async {
+        let workers = sqlx::query_scalar::<_, i64>(
+            "SELECT count(*) FROM cliquet.workers WHERE locked_at IS NOT NULL",
+        )
+        .fetch_one(&stage.pool)
+        .await
+        .unwrap();
+        (workers == 2).then_some(())
+    })
+    .await;
+
+    first.kill();
+    stage.script.open("one").await;
+    for job in &jobs {
+        stage.reaches(*job, "SUCCESS").await;
+    }
+    let epochs: Vec<i64> = sqlx::query_scalar("SELECT epoch FROM cliquet.jobs")
+        .fetch_all(&stage.pool)
+        .await
+        .unwrap();
+    // The first run, the crash that was counted, and the run that had its turn. Every time on a rung is one more.
+    assert_eq!(epochs, [3; 8]);
+    drop(second);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_kills_its_worker_is_parked_and_its_neighbours_go_on() {
     let stage = Stage::new().await;
