@@ -13,7 +13,7 @@ use super::{Crew, about, prune::Progress};
 use crate::{
     broker::{Letter, Place, SendError},
     fail_point::cut,
-    job::{JobId, JobMessage},
+    job::{Generation, JobId, JobMessage},
     ledger::{LedgerError, Owed, Reconciling, What},
     metrics::Repair,
 };
@@ -54,6 +54,8 @@ pub(super) async fn reconcile(crew: Arc<Crew>, stop: CancellationToken) {
 struct Memory {
     /// When the message of an abandoned job was last sent, and how often.
     abandoned: HashMap<JobId, (Instant, u32)>,
+    /// The generations that were parked again, and when: the ledger may learn of it later than the next look asks.
+    parked: HashMap<JobId, (Generation, Instant)>,
     /// The connection on which the broker was last asked whether it has its memory.
     asked: Option<u64>,
     /// How far it is with deleting old jobs.
@@ -106,6 +108,11 @@ async fn look_alone(
         }
     }
     owed.extend(abandoned(crew, reconciling, memory).await?);
+    memory.parked.retain(|_, (_, at)| at.elapsed() < AGAIN);
+    owed.retain(|owed| {
+        let known = memory.parked.get(&owed.job);
+        owed.what != What::Unparked || known.is_none_or(|(known, _)| *known != owed.generation)
+    });
     // What is parked waits for people; jobs that can go on come first.
     owed.sort_by_key(|owed| owed.what == What::Unparked);
     cut!(Reconciling if !owed.is_empty());
@@ -134,6 +141,10 @@ async fn look_alone(
                     .entry(owed.job)
                     .or_insert((Instant::now(), 0));
                 (*last, *times) = (Instant::now(), *times + 1);
+            }
+            (Looked::Sent, What::Unparked) => {
+                let known = (owed.generation, Instant::now());
+                memory.parked.insert(owed.job, known);
             }
             (Looked::Sent, _) => looked_after.push(owed.job),
             (Looked::Over, _) => {}
