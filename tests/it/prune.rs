@@ -75,6 +75,13 @@ async fn orphans(stage: &Stage) -> i64 {
         .unwrap()
 }
 
+async fn holds_nothing(stage: &Stage, place: Place) {
+    eventually("the queue is empty", async || {
+        (stage.queues.depth(place).await == 0).then_some(())
+    })
+    .await;
+}
+
 #[track_caller]
 fn says(told: &str, words: &[&str]) {
     for words in words {
@@ -103,6 +110,11 @@ async fn only_what_has_been_over_for_long_is_deleted_and_as_a_whole() {
     let unparked = publish("a:permanent", "FAILED").await;
     let cancelled = publish("a:after:60000", "RETRYING").await;
     binary.run(&["cancel", &cancelled.to_string()]).await.done();
+    // Its message finds it over; deleted before that, it would run anew.
+    for rung in 0..2 {
+        holds_nothing(&stage, stage.queues.rung(rung)).await;
+    }
+    holds_nothing(&stage, Place::Work).await;
     let waiting = publish("a:after:60000", "RETRYING").await;
     let held = stage.publish("a:gate:shut").await;
     stage.script.reached("shut", 1).await;
