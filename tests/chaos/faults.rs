@@ -249,14 +249,14 @@ impl Faults {
         }
         let at = now_us();
         let Taken { jobs, litter, .. } = taken;
-        let messages = jobs.len() + litter.len();
+        let (waited, others) = (jobs.len(), litter.len());
         let deletion = Deletion {
             at,
             jobs: outbox.lose(&jobs),
             litter,
         };
         eprintln!(
-            "chaos: the queue is deleted, after {} ms, and what waited in it: messages of {messages} jobs, {} of them unknown to the ledger",
+            "chaos: the queue is deleted, after {} ms, and what waited in it: {waited} jobs, {} of them unknown to the ledger, and {others} messages that are no jobs",
             began.elapsed().as_millis(),
             deletion.jobs.len()
         );
