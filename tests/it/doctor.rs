@@ -552,10 +552,11 @@ async fn parked_jobs_are_told_by_handler_and_reason_and_are_a_warning() {
         .into_iter()
         .chain(ids.iter().map(String::as_str))
         .collect();
-    let [shows, retries] = commands(remedy)[..] else {
+    let [shows, all, retries] = commands(remedy)[..] else {
         panic!("{remedy}")
     };
     paste(&binary, &shows.replace("ID", &ids[0]), "");
+    assert_eq!(all, "cliquet dead retry --all"); // its own tests paste it
     // Without a limit of its own it would be the newest 20.
     assert!(retries.contains("--limit 100000"), "{retries}");
     let printed = paste_list(&binary, retries, &retry).await;
