@@ -21,7 +21,7 @@
 //!   lock is gone.
 //! - Time is no part of it: what may happen after a while may happen at once. Nor are the contents of messages, groups of
 //!   several jobs, and what a statement does that has to wait for a lock: the ledger's own tests show those.
-//! - Nor is a broker that never had the mark: it is there in the beginning.
+//! - Nor is a broker that never had the mark: it is there in the beginning. Nor that old jobs are deleted.
 //! - Where nothing comes of a delay between two steps of one process, it takes them together, and faults of its own hit it in
 //!   between (`Protocol::next_at_once`). `one_fault_between_any_two_steps_breaks_no_promise` does without that, and
 //!   `two_faults_before_a_task_begins_break_no_promise` where a promise would break first if it were wrong.
