@@ -19,7 +19,7 @@ usage: deploy/rabbitmq-permissions.sh [OPTIONS] ROLE USER
   ROLE          worker      runs jobs: makes the queues, takes messages, publishes copies
                 publisher   publishes jobs, takes and makes nothing
                 operator    cliquet dead, retry, publish: takes from the dead queue, publishes, makes nothing
-                            (with CLIQUET_DECLARE=false; on RabbitMQ 4.3 and later as a worker, who may look for queues)
+                            (on RabbitMQ 4.3 and later as a worker, who may look for queues)
                 reader      sees everything in the dashboard and through `cliquet doctor --for reader`, touches nothing
 
   --queue NAME  the work queue; the delay queues and the dead queue are named after it [default: jobs]
