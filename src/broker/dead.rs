@@ -245,7 +245,13 @@ impl DeadQueue {
 
     /// Replaces a message that came back so often that the queue might take it away.
     async fn renew(&mut self, parked: &Parked) -> Result<(), BrokerError> {
-        let letter = Letter::parked_again(&parked.delivery);
+        let mut letter = Letter::parked_again(&parked.delivery);
+        // The broker's own account does not travel with a copy.
+        if parked.delivery.header(header::REASON).is_none()
+            && let Some(reason) = parked.reason()
+        {
+            letter = letter.parked(&reason, "RabbitMQ moved the message here", None, None);
+        }
         let publisher = self.renewing.get_or_insert_with(|| {
             let (address, topology) = (self.address.clone(), self.topology.clone());
             Publisher::start(address, topology, self.identity.clone(), 1, false)
