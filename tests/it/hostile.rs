@@ -508,20 +508,14 @@ async fn a_message_of_a_foreign_generation_or_epoch_changes_nothing() {
     let waiting = "a:ok b:fail";
     let job = stage.publish(waiting).await;
     stage.reaches(job, "RETRYING").await;
+    copy_is_known(&stage, job).await;
     unmoved(&stage, job, waiting, "foreign_generation").await;
 
     let hopeless = "a:permanent";
     let job = stage.publish(hopeless).await;
     stage.reaches(job, "FAILED").await;
     stage.queues.take(Place::Dead).await;
-    eventually("its parked copy is known", async || {
-        (stage
-            .number("SELECT sent FROM cliquet.jobs WHERE id = $1", job)
-            .await
-            == 1)
-            .then_some(())
-    })
-    .await;
+    copy_is_known(&stage, job).await;
     unmoved(&stage, job, hopeless, "foreign_generation").await;
 
     let done = "a:ok";
@@ -530,6 +524,15 @@ async fn a_message_of_a_foreign_generation_or_epoch_changes_nothing() {
     unmoved(&stage, job, done, "").await;
     assert_eq!(stage.script.positions(job).await, [1]);
     worker.stop().await;
+}
+
+/// Waits until the ledger knows that the copy of generation 1 is confirmed, which is written lazily.
+async fn copy_is_known(stage: &Stage, job: Uuid) {
+    let sent = "SELECT sent FROM cliquet.jobs WHERE id = $1";
+    eventually("its copy is known", async || {
+        (stage.number(sent, job).await == 1).then_some(())
+    })
+    .await;
 }
 
 /// Copies of all generations change nothing of a job that nobody holds; they are parked with the reason, or just taken away
