@@ -227,6 +227,7 @@
 //! | a row's columns are checked by one function, which a session keeps, instead of nine constraints that are read anew | a transaction with a handler's INSERT, alone in Postgres: 95 → 84 µs (74 without any check) |
 //! | no yield while jobs come one by one | one job at a time: p50 4.1 → 4.0 ms, a part of it because the benchmark looked more often |
 //! | pages of `tasks` a third full, both tables analyzed less often | heap-only updates over ten minutes 90 → 99 % |
+//! | metrics told at every step ([`metrics`]) | cost nothing that could be measured: the worker's CPU for 1,000 tasks with 256 in flight 16.3 ms before, 15.8 without a recorder, 15.9 with Prometheus's (medians of six) |
 //! | *not kept:* EXECUTE of a prepared statement that calls the function | nothing: 95 µs as well |
 //! | *not kept:* no CHECK constraints at all | 7 % more; that columns belong together is worth it |
 //! | *not kept:* prefetching half as many again as may run | 21,100 → 25,000 with 64 in flight; but where jobs take minutes, those would wait here while other workers have nothing to do |
