@@ -16,6 +16,12 @@ use super::{
 };
 use crate::job::{Generation, JobId};
 
+/// How long the desk's questions may take, of which some read a whole table; longer than the server's own limit for them.
+const PATIENCE: Duration = match cfg!(test) {
+    true => Duration::from_secs(2), // so that a test can see it end
+    false => NO_ANSWER.saturating_mul(6),
+};
+
 /// A job whose message has to be sent (again).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owed {
@@ -107,11 +113,15 @@ UPDATE cliquet.jobs
 
 /// For how long the oldest job of the queue that is due has waited; zero when none is.
 pub(super) async fn oldest(pool: &PgPool, queue: &str) -> Result<Duration, LedgerError> {
-    let waits: Option<f64> = sqlx::query_scalar(OLDEST)
-        .bind(queue)
-        .fetch_optional(pool)
-        .await
-        .map_err(unavailable)?;
+    let mut connection = pool.acquire().await.map_err(unavailable)?;
+    let asked = sqlx::query_scalar(OLDEST).bind(queue);
+    let waits: Option<f64> = match bounded(asked.fetch_optional(&mut *connection)).await {
+        Ok(waits) => waits,
+        Err(error) => {
+            connection.close_on_drop();
+            return Err(error);
+        }
+    };
     Ok(Duration::try_from_secs_f64(waits.unwrap_or(0.0)).unwrap_or_default())
 }
 
@@ -119,6 +129,8 @@ pub(super) async fn oldest(pool: &PgPool, queue: &str) -> Result<Duration, Ledge
 pub(crate) struct Reconciling {
     connection: PoolConnection<sqlx::Postgres>,
     queue: String,
+    /// It gave no answer, and what became of the question is unknown: nothing more is asked of it.
+    silent: bool,
 }
 
 impl Reconciling {
@@ -139,7 +151,11 @@ impl Reconciling {
         }
         // However this ends, a connection that holds the lock must never go back to the pool: only `end` returns it.
         connection.close_on_drop();
-        Ok(Some(Self { connection, queue }))
+        Ok(Some(Self {
+            connection,
+            queue,
+            silent: false,
+        }))
     }
 
     /// What is owed now: what is due for longer than `grace`.
@@ -264,13 +280,27 @@ impl Reconciling {
         bounded(stored_message(&mut self.connection, job)).await
     }
 
-    /// For what else is done under this right.
-    pub(super) fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
+    /// What else is done under this right. It may own a transaction: a connection that does not answer is closed, with
+    /// whatever it was doing, and the right to reconcile goes with it.
+    pub(super) async fn do_more<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        told: impl FnOnce(&sqlx::Error) -> LedgerError,
+    ) -> Result<T, LedgerError> {
+        match timeout(PATIENCE, work(&mut self.connection)).await {
+            Ok(done) => done.map_err(|error| told(&error)),
+            Err(_) => {
+                self.silent = true;
+                Err(no_answer())
+            }
+        }
     }
 
     /// Lets others reconcile.
     pub(crate) async fn end(mut self) {
+        if self.silent {
+            return; // it is closed when it is dropped
+        }
         let unlock = sqlx::query("SELECT pg_advisory_unlock(x'636c7172'::int4, hashtext($1))")
             .bind(&self.queue);
         if bounded(unlock.execute(&mut *self.connection)).await.is_ok() {
@@ -283,13 +313,17 @@ impl Reconciling {
 /// An answer of the desk's, or an error for a server that has gone silent. Each question is a statement of its own, on a
 /// connection that is closed unless all went well, so none leaves a transaction behind. The server's own limit is shorter.
 async fn bounded<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
-    match timeout(NO_ANSWER * 6, asked).await {
+    match timeout(PATIENCE, asked).await {
         Ok(answer) => answer.map_err(unavailable),
-        Err(_) => Err(LedgerError::Unavailable(format!(
-            "no answer from Postgres for {} s",
-            (NO_ANSWER * 6).as_secs()
-        ))),
+        Err(_) => Err(no_answer()),
     }
+}
+
+fn no_answer() -> LedgerError {
+    LedgerError::Unavailable(format!(
+        "no answer from Postgres for {} s",
+        PATIENCE.as_secs()
+    ))
 }
 
 fn unavailable(error: sqlx::Error) -> LedgerError {

@@ -223,6 +223,19 @@ impl Pruning {
         Ok(deleted)
     }
 
+    /// One step; the last one also forgets long dead workers.
+    async fn batch(
+        &mut self,
+        connection: &mut PgConnection,
+        dry_run: bool,
+    ) -> Result<Deleted, sqlx::Error> {
+        let mut deleted = self.step(connection, dry_run).await?;
+        if self.over && !dry_run {
+            deleted.add(self.forget_workers(connection).await?);
+        }
+        Ok(deleted)
+    }
+
     async fn forget_workers(&self, connection: &mut PgConnection) -> Result<Deleted, sqlx::Error> {
         let forgotten = sqlx::query(FORGET_WORKERS)
             .bind(self.before)
@@ -282,16 +295,8 @@ impl Pruner {
     /// # Errors
     /// [`LedgerError::Unavailable`], or [`LedgerError::Denied`] when the user may not delete; the batch is then not done.
     pub(crate) async fn step(&mut self, dry_run: bool) -> Result<Deleted, LedgerError> {
-        let mut deleted = self
-            .pruning
-            .step(&mut self.connection, dry_run)
-            .await
-            .map_err(|error| told(&error))?;
-        if self.pruning.is_over() && !dry_run {
-            let forgotten = self.pruning.forget_workers(&mut self.connection).await;
-            deleted.add(forgotten.map_err(|error| told(&error))?);
-        }
-        Ok(deleted)
+        let batch = self.pruning.batch(&mut self.connection, dry_run);
+        batch.await.map_err(|error| told(&error))
     }
 
     pub(crate) async fn close(self) {
@@ -310,9 +315,9 @@ impl Reconciling {
         status: &[JobStatus],
         queue: &str,
     ) -> Result<Pruning, LedgerError> {
-        Pruning::begin(self.connection(), age, status, Some(queue))
-            .await
-            .map_err(|error| told(&error))
+        let begin =
+            async |connection: &mut _| Pruning::begin(connection, age, status, Some(queue)).await;
+        self.do_more(begin, told).await
     }
 
     /// One batch of a pass.
@@ -320,14 +325,7 @@ impl Reconciling {
     /// # Errors
     /// [`LedgerError::Unavailable`], or [`LedgerError::Denied`] when the user may not delete; the batch is then not done.
     pub(crate) async fn prune(&mut self, pruning: &mut Pruning) -> Result<Deleted, LedgerError> {
-        let mut deleted = pruning
-            .step(self.connection(), false)
-            .await
-            .map_err(|error| told(&error))?;
-        if pruning.is_over() {
-            let forgotten = pruning.forget_workers(self.connection()).await;
-            deleted.add(forgotten.map_err(|error| told(&error))?);
-        }
-        Ok(deleted)
+        let batch = async |connection: &mut _| pruning.batch(connection, false).await;
+        self.do_more(batch, told).await
     }
 }

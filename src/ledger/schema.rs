@@ -9,7 +9,7 @@ use sqlx::{
 
 use super::{
     LedgerError,
-    connect::{LedgerAddress, is_gone, sentence},
+    connect::{LedgerAddress, Recovery, is_gone, sentence},
 };
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
@@ -75,14 +75,20 @@ pub struct MigrationState {
     pub applied_now: bool,
 }
 
-/// Applies what is missing, in order; serialised between processes by an advisory lock.
+/// Applies what is missing, in order; serialised between processes by an advisory lock. What somebody else holds is waited for
+/// only briefly.
 ///
 /// # Errors
-/// [`LedgerError::Unavailable`] when Postgres cannot be reached, [`LedgerError::Schema`] when a migration fails, was
+/// [`LedgerError::Unavailable`] when Postgres cannot be reached or somebody else holds a table, [`LedgerError::Schema`] when a migration fails, was
 /// changed since, or the database is newer than this binary.
 pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, LedgerError> {
     let mut connection = open(address).await?;
     let before = applied(&mut connection, address).await?;
+    // Whoever waits for a table keeps all others from it, who come after: the workers, their heartbeats among them.
+    sqlx::raw_sql("SET lock_timeout = '10s'")
+        .execute(&mut connection)
+        .await
+        .map_err(|error| LedgerError::unavailable(address, &error))?;
     let mut migrator = Migrator::with_migrations(migrations());
     migrator.dangerous_set_table_name(TABLE);
     migrator.create_schema("cliquet");
@@ -94,6 +100,14 @@ pub async fn migrate(address: &LedgerAddress) -> Result<Vec<MigrationState>, Led
                 if is_gone(&error) =>
             {
                 LedgerError::unavailable(address, &error)
+            }
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)
+                if Recovery::of(&error) == Recovery::Locked =>
+            {
+                LedgerError::Unavailable(format!(
+                    "the migrations of {address} waited for 10 s for what somebody else holds there (a backup, an open transaction, another migration), and gave up, so that no worker waits: {}. Nothing of the one that waited was kept; run `cliquet migrate` again",
+                    sentence(&error)
+                ))
             }
             error => LedgerError::Schema(format!(
                 "the migrations of {address} failed: {error}; nothing of the failed one was kept"

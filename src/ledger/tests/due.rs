@@ -249,6 +249,33 @@ async fn a_row_that_somebody_keeps_locked_does_not_keep_all_from_reconciling() {
 }
 
 #[tokio::test]
+async fn a_server_that_goes_silent_ends_the_look_and_the_right_to_it() {
+    let database = Database::new().await;
+    let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let mut reconciling = alone(&ada).await;
+    let silent = async |connection: &mut PgConnection| {
+        let mut transaction = connection.begin().await?;
+        sqlx::query("SELECT pg_sleep(60)")
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await
+    };
+    let told = reconciling
+        .do_more(silent, |error| panic!("{error}"))
+        .await
+        .unwrap_err();
+    assert!(told.to_string().contains("no answer"), "{told}");
+    reconciling.end().await;
+    // It is not asked whether it answers again: the connection is closed, and Postgres ends it with its transaction.
+    database.terminate("cliquet ada desk").await;
+    until("another has the right", async || {
+        let begun = Reconciling::begin(bob.ledger.desk(), bob.ledger.holder()).await;
+        begun.unwrap().is_some()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_is_sent_is_never_unsent() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;

@@ -72,6 +72,32 @@ async fn migrations_at_the_same_time_are_done_once() {
 }
 
 #[tokio::test]
+async fn a_migration_that_would_keep_workers_from_a_table_gives_up_and_says_so() {
+    let database = Database::new().await;
+    // The sixth sets the tables' storage, again and again with the same end.
+    database
+        .run("DELETE FROM cliquet.migrations WHERE version = 6")
+        .await;
+    let mut backup = database.connect().await;
+    on(
+        &mut backup,
+        "BEGIN; LOCK TABLE cliquet.tasks IN SHARE UPDATE EXCLUSIVE MODE",
+    )
+    .await;
+    match migrate(&database.address).await {
+        Err(LedgerError::Unavailable(sentence)) => assert!(
+            sentence.contains("somebody else holds")
+                && sentence.contains("run `cliquet migrate` again"),
+            "{sentence}"
+        ),
+        other => panic!("{other:?}"),
+    }
+    on(&mut backup, "COMMIT").await;
+    migrate(&database.address).await.unwrap();
+    check(&database.address).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
     let address = LedgerAddress::parse("postgres://ada:s3cret@127.0.0.1:1/shop").unwrap();
     match check(&address).await {
