@@ -9,7 +9,7 @@
 //! - `settling` — which deliveries are settled, so that acknowledgements share frames.
 //! - `consume` — deliveries from the work queue, across reconnects, on a connection that never publishes.
 //! - `letter` — one message to be sent: fresh, or the copy of a delivery.
-//! - `dead` — what the dead queue holds, looked at and given back, or taken away by an operator.
+//! - `dead` — what the dead queue holds, looked at and given back, or taken away by an operator; `parked` — one message of it.
 //! - `health`, `management` — facts for whoever checks the broker, over AMQP and over its management API.
 //! - `words` — names as others read them: in a URL, in a shell.
 //! - `publish` — confirmed sends, on a connection of their own: a broker that blocks publishers still takes acknowledgements.
@@ -27,6 +27,7 @@ mod error;
 mod health;
 mod letter;
 mod management;
+mod parked;
 mod publish;
 mod settling;
 mod topology;
@@ -35,12 +36,13 @@ mod words;
 pub use address::Address;
 pub use connect::Identity;
 pub use consume::Consumer;
-pub use dead::{DeadQueue, Parked};
+pub use dead::DeadQueue;
 pub use delivery::{Delivery, Marks, Settled};
 pub use error::{BrokerError, SendError};
 pub(crate) use health::{BrokerHealth, Publishing, look, version};
 pub use letter::Letter;
 pub(crate) use management::{ManagedQueue, Management, Node, Permission, base64};
+pub use parked::Parked;
 pub use publish::Publisher;
 pub use topology::{Place, QueueSpec, QueueState, Topology};
 pub(crate) use words::shell_word;

@@ -114,6 +114,32 @@ impl Filter {
     }
 }
 
+/// The messages that a command is for.
+#[derive(Debug, Args)]
+struct Wanted {
+    /// The jobs' ids, or digits of their hashes
+    #[arg(
+        value_name = "ID|HASH",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    names: Vec<Name>,
+
+    /// Everything that fits
+    #[arg(long)]
+    all: bool,
+
+    #[command(flatten)]
+    filter: Filter,
+
+    #[command(flatten)]
+    place: Where,
+
+    /// Look at no more than so many messages, the oldest
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+}
+
 /// How a person names a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Name {

@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 
-use super::{Filter, Line, Name, Where, closed, not_found};
+use super::{Line, Name, Wanted, closed, not_found};
 use crate::{
     broker::{DeadQueue, Parked},
     job::{JobId, JobStatus},
@@ -32,35 +32,16 @@ Examples:
 /// `cliquet dead drop`.
 #[derive(Debug, Args)]
 pub(in crate::ops) struct Drop {
-    /// The jobs' ids, or digits of their hashes
-    #[arg(
-        value_name = "ID|HASH",
-        required_unless_present = "all",
-        conflicts_with = "all"
-    )]
-    names: Vec<Name>,
-
-    /// Everything that fits
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    wanted: Wanted,
 
     /// Do not ask
     #[arg(long)]
     yes: bool,
 
-    #[command(flatten)]
-    filter: Filter,
-
     /// Only those whose job is SUCCESS or CANCELLED by now
     #[arg(long)]
     over: bool,
-
-    #[command(flatten)]
-    place: Where,
-
-    /// Look at no more than so many messages, the oldest
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
-    limit: u32,
 }
 
 #[derive(Serialize)]
@@ -81,7 +62,7 @@ type Dropped = BTreeMap<Option<&'static str>, u32>;
 impl Drop {
     pub(super) async fn run(self, mut desk: Desk) -> Result<ExitCode, Failure> {
         let reads = desk.reads().await?;
-        let mut dead = self.place.open(&desk).await?;
+        let mut dead = self.wanted.place.open(&desk).await?;
         // Asked before anything is taken: nobody knows how long a person thinks.
         if !self.yes && !confirmed(&self.question(&dead.name()))? {
             dead.close().await?;
@@ -112,7 +93,7 @@ impl Drop {
             }
         }
         tell(&dropped);
-        if self.all && left > 0 {
+        if self.wanted.all && left > 0 {
             note(format_args!(
                 "{left} more were not looked at; --limit looks further"
             ));
@@ -124,13 +105,13 @@ impl Drop {
     }
 
     fn question(&self, queue: &str) -> String {
-        let fits = match self.filter.is_everything() && !self.over {
+        let fits = match self.wanted.filter.is_everything() && !self.over {
             true => "everything",
             false => "everything that fits",
         };
-        match self.names.len() {
+        match self.wanted.names.len() {
             0 => format!("Drop {fits} in `{queue}`?"),
-            1 => format!("Drop the message {} in `{queue}`?", self.names[0]),
+            1 => format!("Drop the message {} in `{queue}`?", self.wanted.names[0]),
             names => format!("Drop these {names} messages in `{queue}`?"),
         }
     }
@@ -143,32 +124,32 @@ impl Drop {
         dead: &mut DeadQueue,
     ) -> Result<(Dropped, Vec<&Name>, bool), Failure> {
         let mut dropped = Dropped::new();
-        if self.all {
-            for _ in 0..self.limit {
+        if self.wanted.all {
+            for _ in 0..self.wanted.limit {
                 let Some(parked) = dead.next().await? else {
                     break;
                 };
-                if self.filter.fits(&parked) {
+                if self.wanted.filter.fits(&parked) {
                     self.drop(desk, reads, dead, parked, &mut dropped).await?;
                 }
             }
             return Ok((dropped, Vec::new(), true));
         }
         // Everything is looked at before anything is dropped: one id may name messages of different content.
-        let mut named: Vec<Vec<Parked>> = self.names.iter().map(|_| Vec::new()).collect();
-        for _ in 0..self.limit {
+        let mut named: Vec<Vec<Parked>> = self.wanted.names.iter().map(|_| Vec::new()).collect();
+        for _ in 0..self.wanted.limit {
             let Some(parked) = dead.next().await? else {
                 break;
             };
-            let place = self.names.iter().position(|name| name.fits(&parked));
+            let place = self.wanted.names.iter().position(|name| name.fits(&parked));
             if let Some(place) = place
-                && self.filter.fits(&parked)
+                && self.wanted.filter.fits(&parked)
             {
                 named[place].push(parked);
             }
         }
         let (mut missing, mut clear) = (Vec::new(), true);
-        for (name, found) in self.names.iter().zip(named) {
+        for (name, found) in self.wanted.names.iter().zip(named) {
             let Some(first) = found.first() else {
                 missing.push(name);
                 continue;

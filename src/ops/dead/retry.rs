@@ -8,7 +8,7 @@ use std::{collections::HashMap, process::ExitCode};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Filter, Name, Where, closed, decoded, not_found};
+use super::{Name, Wanted, closed, decoded, not_found};
 use crate::{
     broker::{DeadQueue, Letter, Parked, Publisher},
     job::{Fingerprint, Generation, JobId, JobMessage, JobStatus},
@@ -37,26 +37,8 @@ Examples:
 /// `cliquet dead retry`.
 #[derive(Debug, Args)]
 pub(in crate::ops) struct Retry {
-    /// The jobs' ids, or digits of their hashes
-    #[arg(
-        value_name = "ID|HASH",
-        required_unless_present = "all",
-        conflicts_with = "all"
-    )]
-    names: Vec<Name>,
-
-    /// Everything that fits
-    #[arg(long)]
-    all: bool,
-
     #[command(flatten)]
-    filter: Filter,
-    #[command(flatten)]
-    place: Where,
-
-    /// Look at no more than so many messages, the oldest
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
-    limit: u32,
+    wanted: Wanted,
 }
 
 #[derive(Serialize)]
@@ -93,8 +75,13 @@ struct Work<'a> {
 impl Retry {
     pub(super) async fn run(self, mut desk: Desk) -> Result<ExitCode, Failure> {
         let reads = desk.reads().await?;
-        let mut dead = self.place.open(&desk).await?;
-        let queue = self.place.queue.as_ref().unwrap_or(&desk.config.queue);
+        let mut dead = self.wanted.place.open(&desk).await?;
+        let queue = self
+            .wanted
+            .place
+            .queue
+            .as_ref()
+            .unwrap_or(&desk.config.queue);
         let publisher = publisher(&desk, &queue.clone(), 1).await?;
         let mut work = Work {
             desk: &mut desk,
@@ -139,7 +126,7 @@ impl Retry {
                 })?;
             }
         }
-        if self.all {
+        if self.wanted.all {
             let copies = (away as usize).saturating_sub(sent);
             note(format_args!(
                 "{sent} jobs are sent again, {copies} further copies of them are taken away, {refused} messages are refused and stay"
@@ -162,14 +149,14 @@ impl Retry {
         dead: &mut DeadQueue,
         work: &mut Work<'_>,
     ) -> Result<Vec<&Name>, Failure> {
-        let mut missing: Vec<&Name> = self.names.iter().collect();
-        for _ in 0..self.limit {
+        let mut missing: Vec<&Name> = self.wanted.names.iter().collect();
+        for _ in 0..self.wanted.limit {
             let Some(parked) = dead.next().await? else {
                 break;
             };
-            let named = self.names.iter().any(|name| name.fits(&parked));
+            let named = self.wanted.names.iter().any(|name| name.fits(&parked));
             missing.retain(|name| !name.fits(&parked));
-            if (self.all || named) && self.filter.fits(&parked) {
+            if (self.wanted.all || named) && self.wanted.filter.fits(&parked) {
                 work.retry(dead, parked).await?;
             }
         }
