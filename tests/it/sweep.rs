@@ -84,11 +84,8 @@ async fn a_worker_killed_at_any_boundary_loses_nothing_and_does_nothing_twice() 
                 plays.push((scene, Some((*point, passage))));
             }
         }
-        let unseen: Vec<_> = scene
-            .swept()
-            .iter()
-            .filter(|point| !trace.contains(point))
-            .collect();
+        let mut unseen = scene.swept();
+        unseen.retain(|point| !trace.contains(point));
         assert!(
             scene == Scene::Ordinary || unseen.is_empty(),
             "{scene:?} never passes {unseen:?}"

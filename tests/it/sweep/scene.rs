@@ -33,6 +33,17 @@ pub(super) enum Scene {
     Forgotten,
 }
 
+/// What a delivery passes that is replaced by a copy.
+const COPIED: [FailPoint; 7] = [
+    BeforePublish,
+    Published,
+    Confirmed,
+    BeforeSent,
+    AfterSent,
+    BeforeAcknowledge,
+    AfterAcknowledge,
+];
+
 /// What must be true of the job in the end, whoever was killed, and whenever.
 pub(super) struct Told {
     pub(super) scenario: &'static str,
@@ -135,23 +146,11 @@ impl Scene {
     }
 
     /// The points that the scene is there for; the others are swept in others.
-    pub(super) fn swept(self) -> &'static [FailPoint] {
+    pub(super) fn swept(self) -> Vec<FailPoint> {
         match self {
-            Self::Ordinary => FailPoint::ALL,
-            Self::GivenUp => &[
-                BeforeFail,
-                AfterFail,
-                RunEnded,
-                Settling,
-                BeforePublish,
-                Published,
-                Confirmed,
-                BeforeSent,
-                AfterSent,
-                BeforeAcknowledge,
-                AfterAcknowledge,
-            ],
-            Self::Bad => &[
+            Self::Ordinary => FailPoint::ALL.to_vec(),
+            Self::GivenUp => [&[BeforeFail, AfterFail, RunEnded, Settling][..], &COPIED].concat(),
+            Self::Bad => vec![
                 Settling,
                 BeforePublish,
                 Published,
@@ -159,7 +158,7 @@ impl Scene {
                 BeforeAcknowledge,
                 AfterAcknowledge,
             ],
-            Self::CutShort => &[
+            Self::CutShort => vec![
                 AfterHandler,
                 BeforeRelease,
                 AfterRelease,
@@ -170,7 +169,7 @@ impl Scene {
                 BeforeGoodbye,
                 AfterGoodbye,
             ],
-            Self::Drained => &[
+            Self::Drained => vec![
                 Draining,
                 AfterHandler,
                 BeforeAdvance,
@@ -181,35 +180,19 @@ impl Scene {
                 AfterRequeue,
                 BeforeGoodbye,
             ],
-            Self::HandedOver => &[
-                BeforeClaim,
-                AfterClaim,
-                AfterAdvance,
-                AfterCommit,
-                BeforePublish,
-                Published,
-                Confirmed,
-                BeforeSent,
-                AfterSent,
-                BeforeAcknowledge,
-                AfterAcknowledge,
-            ],
-            Self::Busy => &[
-                Registered,
-                BeforeClaim,
-                AfterClaim,
-                Settling,
-                BeforePublish,
-                Published,
-                Confirmed,
-                BeforeSent,
-                AfterSent,
-                BeforeAcknowledge,
-                AfterAcknowledge,
-            ],
-            Self::OneTooMany => &[Settling, BeforeAcknowledge, AfterAcknowledge],
-            Self::Adopted => &[AfterClaim, Adopted, BeforeAcknowledge],
-            Self::Enqueued => &[
+            Self::HandedOver => [
+                &[BeforeClaim, AfterClaim, AfterAdvance, AfterCommit][..],
+                &COPIED,
+            ]
+            .concat(),
+            Self::Busy => [
+                &[Registered, BeforeClaim, AfterClaim, Settling][..],
+                &COPIED,
+            ]
+            .concat(),
+            Self::OneTooMany => vec![Settling, BeforeAcknowledge, AfterAcknowledge],
+            Self::Adopted => vec![AfterClaim, Adopted, BeforeAcknowledge],
+            Self::Enqueued => vec![
                 Reconciling,
                 BeforePublish,
                 Published,
@@ -221,7 +204,7 @@ impl Scene {
                 BeforeClaim,
                 AfterClaim,
             ],
-            Self::Suspected => &[
+            Self::Suspected => vec![
                 BeforeClaim,
                 AfterClaim,
                 Begun,
@@ -229,20 +212,8 @@ impl Scene {
                 AfterHandler,
                 AfterCommit,
             ],
-            Self::Braked => &[
-                BeforeDefer,
-                AfterDefer,
-                RunEnded,
-                Settling,
-                BeforePublish,
-                Published,
-                Confirmed,
-                BeforeSent,
-                AfterSent,
-                BeforeAcknowledge,
-                AfterAcknowledge,
-            ],
-            Self::Forgotten => &[
+            Self::Braked => [&[BeforeDefer, AfterDefer, RunEnded, Settling][..], &COPIED].concat(),
+            Self::Forgotten => vec![
                 FailPoint::Forgotten,
                 Marked,
                 Reconciling,
