@@ -253,6 +253,12 @@ fn cut(sentence: String) -> String {
 }
 
 impl JobMessage {
+    /// The task at this position, from 1.
+    pub(crate) fn spec(&self, position: Position) -> Option<&TaskSpec> {
+        self.tasks
+            .get(usize::try_from(position).ok()?.checked_sub(1)?)
+    }
+
     /// Reads a message's body. The AMQP properties `message_id` and `type` stand in for an `id` and a `kind` that the body lacks.
     ///
     /// # Errors

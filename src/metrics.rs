@@ -234,7 +234,7 @@ words! {
         Confirmed = "confirmed",
         /// It knows no such queue.
         Returned = "returned",
-        /// It does not take it: the queue is full, or a node is down.
+        /// It does not take it: the queue is full, a node is down, or this user may not publish.
         Refused = "refused",
         /// It is larger than it takes.
         TooLarge = "too_large",

@@ -157,9 +157,7 @@ impl JobInHand {
     }
 
     pub(crate) fn spec(&self, position: Position) -> Option<&TaskSpec> {
-        self.message
-            .tasks
-            .get(usize::try_from(position).ok()?.checked_sub(1)?)
+        self.message.spec(position)
     }
 
     /// How many bytes the results so far have.

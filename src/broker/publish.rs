@@ -320,7 +320,7 @@ impl Publisher {
         self.shared.metrics.published(match &published {
             Ok(()) => PublishEnd::Confirmed,
             Err(SendError::Unroutable { .. }) => PublishEnd::Returned,
-            Err(SendError::Refused { .. }) => PublishEnd::Refused,
+            Err(SendError::Refused { .. } | SendError::Denied { .. }) => PublishEnd::Refused,
             Err(SendError::TooLarge { .. }) => PublishEnd::TooLarge,
             Err(_) => PublishEnd::Unanswered,
         });

@@ -101,7 +101,7 @@ pub(super) async fn defer(
 
 /// Counts an attempt by what the ledger says of it.
 fn count(crew: &Crew, stand: Stand, message: &JobMessage, end: TaskEnd) {
-    if let Some(spec) = message.tasks.get(stand.position as usize - 1) {
+    if let Some(spec) = message.spec(stand.position) {
         crew.metrics.handler(&spec.handler).task(end);
     }
 }
@@ -120,7 +120,7 @@ pub(super) async fn fail(
     error: TaskError,
     reason: Option<&'static str>,
 ) -> RunEnd {
-    let Some(spec) = message.tasks.get(stand.position as usize - 1) else {
+    let Some(spec) = message.spec(stand.position) else {
         return RunEnd::Fenced; // the fingerprint rules it out: a claim is of a job with these tasks
     };
     let options = crew

@@ -157,8 +157,8 @@ async fn follow(
 }
 
 fn count_takeover(crew: &Crew, message: &JobMessage, answer: &Answer) {
-    let died_in = answer.died_in().map(|position| position as usize - 1);
-    if let Some(spec) = died_in.and_then(|index| message.tasks.get(index)) {
+    let died_in = answer.died_in();
+    if let Some(spec) = died_in.and_then(|position| message.spec(position)) {
         crew.metrics.handler(&spec.handler).taken_over();
     }
 }

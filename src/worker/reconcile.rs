@@ -286,7 +286,15 @@ async fn send(
             condemn(crew, reconciling, owed, &error.to_string()).await
         }
         Err(error) => {
-            debug!(job.id = %owed.job, %error, "the job's message is not sent; the next look tries again");
+            // A connection that is gone is told by its own log; what people have to mend is told here.
+            match &error {
+                SendError::Unavailable { .. } | SendError::Cancelled { .. } => {
+                    debug!(job.id = %owed.job, %error, "the job's message is not sent; the next look tries again");
+                }
+                _ => {
+                    warn!(job.id = %owed.job, %error, "the job's message is not sent; the next look tries again");
+                }
+            }
             Ok(Looked::Later)
         }
     }
