@@ -170,6 +170,7 @@ impl Worker {
         };
         let mut presence = Presence::begin(&database, &about).await?;
         presence.tell(metrics.clone());
+        presence.tell_what_ends(tally.clone());
         let ledger = Ledger::open(
             &database,
             presence.holder(),
