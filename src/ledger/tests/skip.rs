@@ -389,7 +389,7 @@ async fn what_was_done_to_a_job_is_told_with_it_and_goes_with_it() {
     assert_eq!(database.failures(message.id).await.len(), 1);
 
     database
-        .run("UPDATE cliquet.jobs SET finished_at = now() - interval '1 day'")
+        .run("UPDATE cliquet.jobs SET created_at = now() - interval '1 day', finished_at = now() - interval '1 day'")
         .await;
     let status = [JobStatus::Cancelled];
     let mut pruner = Pruner::open(&database.address, LEAST_AGE, &status, None)
