@@ -262,7 +262,7 @@
 //! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`] (log lines,
 //!   Prometheus's text)
 //! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
-//! - 4: [`ops`] (for people: the command line)
+//! - 4: [`ops`] (for people: the command line; `ops/web`: HTTP with health, metrics, the API and the page)
 //!
 //! `deploy/postgres-roles.sql` and `deploy/rabbitmq-permissions.sh` give each user what it needs and no more; the workers of
 //! the integration tests (`tests/it`) run under exactly these.

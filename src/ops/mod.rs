@@ -1,4 +1,4 @@
-//! For people: the command line.
+//! For people: the command line, and in `web` the same over HTTP.
 //!
 //! One file a command. Data goes to standard output and everything else to standard error, so that every command can stand
 //! in a pipe; `--json` prints one JSON object a line. The exit status is 0 when all was done, 1 when something failed or was
@@ -26,6 +26,7 @@ mod skip;
 mod table;
 mod topology;
 mod watch;
+mod web;
 mod words;
 mod work;
 
@@ -105,7 +106,10 @@ struct Common {
 enum Command {
     /// Run jobs until asked to stop
     #[command(after_help = work::HELP)]
-    Work,
+    Work(work::Work),
+    /// Serve the page and the API for operators, and what probes ask
+    #[command(after_help = web::HELP)]
+    Web(web::Web),
     /// Give jobs to the workers: one JSON message a line
     #[command(after_help = publish::HELP)]
     Publish(publish::Publish),
@@ -186,8 +190,8 @@ impl Cli {
 
     fn run_with_settings(self) -> ExitCode {
         let (format, usual) = match (&self.command, self.common.json) {
-            (Command::Work, true) => (LogFormat::Json, telemetry::STORY),
-            (Command::Work, false) => (LogFormat::Text, telemetry::STORY),
+            (Command::Work(_), true) => (LogFormat::Json, telemetry::STORY),
+            (Command::Work(_), false) => (LogFormat::Text, telemetry::STORY),
             _ => (LogFormat::Text, telemetry::WARNINGS),
         };
         let ended = telemetry::init(format, usual)
@@ -207,7 +211,8 @@ impl Cli {
     async fn dispatch(self) -> Result<ExitCode, Failure> {
         let desk = Desk::open(&self.common)?;
         match self.command {
-            Command::Work => work::run(desk).await,
+            Command::Work(command) => command.run(desk).await,
+            Command::Web(command) => command.run(desk).await,
             Command::Publish(command) => command.run(desk).await,
             Command::Jobs(command) => command.run(desk).await,
             Command::Show(command) => command.run(desk).await,

@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod detour;
+pub mod http;
 pub mod privileges;
 pub mod prometheus;
 pub mod services;
