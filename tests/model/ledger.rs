@@ -162,12 +162,8 @@ impl World {
                 redelivered: false,
             });
             self.confirmed = true;
-        } else if !self
-            .messages
-            .iter()
-            .any(|message| message.place != Place::Dead)
-        {
-            // Where nothing else is under way, it was never sent a message: the reconciler's to mend.
+        } else {
+            // As if the broker had lost it: the reconciler's to mend, where no older copy brings it.
             self.broker_lost = true;
         }
         Some(())
