@@ -37,7 +37,7 @@ use crate::{
     config::{Config, environment},
     job::JobId,
     ledger::{LedgerAddress, Reads, check},
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogFormat, traces},
 };
 use failure::Failure;
 use output::Output;
@@ -51,6 +51,7 @@ Environment:
   DATABASE_URL   where Postgres is: postgres://USER:PASSWORD@HOST:PORT/DATABASE
   CLIQUET_…      every key of cliquet.toml: CLIQUET_QUEUE, CLIQUET_RETRY_MAX …
   RUST_LOG       what is logged to standard error: cliquet=debug,lapin=info
+  OTEL_…         where traces go (OTEL_EXPORTER_OTLP_ENDPOINT), and how
 
 The environment wins over the file.
 
@@ -92,6 +93,16 @@ struct Common {
     /// Print JSON: one object a line (`work`: log lines as JSON)
     #[arg(long, global = true)]
     json: bool,
+
+    /// Write log lines as `text` or as `json` objects
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "CLIQUET_LOG_FORMAT",
+        hide_possible_values = true
+    )]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -142,6 +153,20 @@ enum Command {
     Man(man::Man),
 }
 
+impl Command {
+    /// Whether it sends messages or runs jobs, of which there are traces.
+    fn sends(&self) -> bool {
+        matches!(
+            self,
+            Command::Work
+                | Command::Publish(_)
+                | Command::Retry(_)
+                | Command::Dead(_)
+                | Command::BenchWorker(_)
+        )
+    }
+}
+
 /// All commands that people give, for whoever describes them.
 fn command() -> clap::Command {
     let whole = Cli::command();
@@ -180,7 +205,16 @@ impl Cli {
             (Command::Work, false) => (LogFormat::Text, telemetry::STORY),
             _ => (LogFormat::Text, telemetry::WARNINGS),
         };
-        let ended = telemetry::init(format, usual)
+        let format = self.common.log_format.unwrap_or(format);
+        let traces = match self.command.sends() {
+            true => traces::from_environment(),
+            false => Ok(None),
+        };
+        let traces = match traces {
+            Ok(traces) => traces,
+            Err(sentence) => return Failure::usage(sentence).tell(),
+        };
+        let ended = telemetry::init(format, usual, traces.as_ref())
             .map_err(Failure::usage)
             .and_then(|()| {
                 tokio::runtime::Builder::new_multi_thread()
@@ -191,6 +225,10 @@ impl Cli {
                     })
             })
             .and_then(|runtime| runtime.block_on(self.dispatch()));
+        // The runtime is gone, and with it all that makes spans.
+        if let Some(traces) = traces {
+            traces.end();
+        }
         ended.unwrap_or_else(|failure| failure.tell())
     }
 

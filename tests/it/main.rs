@@ -30,4 +30,5 @@ mod support;
 #[cfg(debug_assertions)] // there are no fail points otherwise
 mod sweep;
 mod tls;
+mod traces;
 mod wiped;
