@@ -260,7 +260,7 @@
 //! - 1: [`retry`] (policy, ladder, brake), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
 //!   topology, consuming, confirmed publishing)
 //! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`] (log lines,
-//!   Prometheus's text)
+//!   Prometheus's text, OpenTelemetry's spans)
 //! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
 //! - 4: [`ops`] (for people: the command line; `ops/web`: HTTP with health, metrics, the API and the page)
 //!

@@ -1,14 +1,23 @@
 //! What a process tells of itself while it runs. Here log lines, always on standard error: standard output is for data;
-//! `metrics` gives Prometheus's text.
+//! `metrics` gives Prometheus's text, `traces` OpenTelemetry's spans.
 
+mod json;
 pub mod metrics;
+pub mod traces;
 
 use std::io::{self, IsTerminal};
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    registry,
+    util::SubscriberInitExt,
 };
+
+use traces::Traces;
 
 /// What a worker logs when `RUST_LOG` says nothing: cliquet's own story, and what goes wrong in the libraries beneath.
 ///
@@ -21,7 +30,7 @@ pub const STORY: &str =
 pub const WARNINGS: &str = "cliquet=warn,lapin=off,rustls_platform_verifier=off,error";
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// One line of text an event, in colour on a terminal (unless `NO_COLOR` is set).
     Text,
@@ -30,11 +39,11 @@ pub enum LogFormat {
 }
 
 /// Logs this process to standard error. `RUST_LOG` chooses what, as everywhere (`cliquet=debug,lapin=info`); `usual` is
-/// what is logged without it ([`STORY`] or [`WARNINGS`]).
+/// what is logged without it ([`STORY`] or [`WARNINGS`]). What `traces` collects is not for `RUST_LOG` to choose.
 ///
 /// # Errors
 /// A sentence, when `RUST_LOG` cannot be read. A process that has a subscriber already keeps it.
-pub fn init(format: LogFormat, usual: &str) -> Result<(), String> {
+pub fn init(format: LogFormat, usual: &str, traces: Option<&Traces>) -> Result<(), String> {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = match wanted.trim() {
         "" => EnvFilter::new(usual),
@@ -46,21 +55,36 @@ pub fn init(format: LogFormat, usual: &str) -> Result<(), String> {
     };
     let colour =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-    let lines = fmt()
-        .with_env_filter(filter)
+    let lines = fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colour)
         // A reader of standard error that went away must not end a worker.
         .log_internal_errors(false);
-    // Failing means that the process has a subscriber, which then is the one its owner wants.
-    let _ = match format {
-        LogFormat::Text => lines.finish().with(filter_fn(harmless)).try_init(),
-        LogFormat::Json => lines
+    let lines = match (format, traces) {
+        (LogFormat::Text, _) => lines.boxed(),
+        (LogFormat::Json, None) => lines.json().flatten_event(true).boxed(),
+        (LogFormat::Json, Some(_)) => lines
             .json()
             .flatten_event(true)
-            .finish()
-            .with(filter_fn(harmless))
+            .map_event_format(json::WithIds)
+            .boxed(),
+    };
+    // Failing means that the process has a subscriber, which then is the one its owner wants.
+    let _ = match traces {
+        None => registry()
+            .with(lines)
+            .with(filter)
+            .with(filter_fn(|about| harmless(about) && !for_traces(about)))
             .try_init(),
+        Some(traces) => {
+            let harmless = filter_fn(|about| {
+                harmless(about) && (!for_traces(about) || about.name() == "task")
+            });
+            registry()
+                .with(lines.with_filter(filter.and(harmless)))
+                .with(traces.layer())
+                .try_init()
+        }
     };
     Ok(())
 }
@@ -71,4 +95,9 @@ fn harmless(about: &Metadata<'_>) -> bool {
     let target = about.target();
     !(target.starts_with("lapin") && *about.level() == Level::TRACE
         || target.starts_with("sqlx_postgres::options"))
+}
+
+/// Spans that are collected and are in no log line; of the one of a task log lines tell, too.
+fn for_traces(about: &Metadata<'_>) -> bool {
+    about.target() == traces::TARGET
 }

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::{
     connect::{Trouble, answer, cut},
-    letter::header,
+    letter::{as_text, header},
     settling::Settling,
 };
 use crate::{
@@ -74,11 +74,7 @@ impl Delivery {
 
     /// A header that is UTF-8 text, such as `traceparent`; nothing for one of another type.
     pub fn header(&self, name: &str) -> Option<&str> {
-        match self.headers()?.inner().get(name)? {
-            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
-            AMQPValue::ShortString(text) => Some(text.as_str()),
-            _ => None,
-        }
+        as_text(self.headers()?.inner().get(name)?)
     }
 
     /// The broker's flag: this message was delivered before, to anybody. It says nothing about whether it was read.

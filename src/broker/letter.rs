@@ -35,6 +35,11 @@ pub(super) mod header {
     /// Text: the AMQP property user_id of the message that a copy was made of.
     pub const USER_ID: &str = "cliquet-user-id";
 
+    /// Text: the place in a trace, as W3C writes it. Not ours, and of everybody.
+    pub const TRACEPARENT: &str = "traceparent";
+    /// Text: what those who trace add to it.
+    pub const TRACESTATE: &str = "tracestate";
+
     /// What tells copies apart; a copy without them would be another message.
     pub const VITAL: [&str; 3] = [GENERATION, HOPS, REDELIVERED];
     /// What a former parking said.
@@ -153,6 +158,17 @@ impl Letter {
         self.with(header::REDELIVERED, AMQPValue::Boolean(redelivered))
     }
 
+    /// Sets the place in a trace from which whoever receives the message goes on, as W3C writes it: the headers `traceparent` and
+    /// `tracestate`, in place of those it has.
+    #[must_use]
+    pub fn traced(mut self, traceparent: &str, tracestate: Option<&str>) -> Self {
+        self.headers.remove(header::TRACESTATE);
+        if let Some(state) = tracestate {
+            self = self.with(header::TRACESTATE, text(state, LONGEST_TEXT));
+        }
+        self.with(header::TRACEPARENT, text(traceparent, LONGEST_TEXT))
+    }
+
     /// Says why the message is parked, and that it is now: a stable code, a sentence (cut to 4 KiB), and where there is one the
     /// task and the attempts it had.
     #[must_use]
@@ -180,6 +196,16 @@ impl Letter {
     /// The size of the body, in bytes.
     pub fn size(&self) -> usize {
         self.body.len()
+    }
+
+    /// The AMQP property `message_id`.
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(|id| id.as_str())
+    }
+
+    /// A header that is UTF-8 text, such as `traceparent`; nothing for one of another type.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        as_text(self.headers.get(name)?)
     }
 
     pub(super) fn body(&self) -> &[u8] {
@@ -223,6 +249,15 @@ impl Letter {
     fn with(mut self, name: &str, value: AMQPValue) -> Self {
         self.headers.insert(name.into(), value);
         self
+    }
+}
+
+/// What a header holds, when that is UTF-8 text.
+pub(super) fn as_text(value: &AMQPValue) -> Option<&str> {
+    match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        _ => None,
     }
 }
 
@@ -377,6 +412,17 @@ mod tests {
             (&None, &None)
         );
         assert_eq!(properties.delivery_mode(), &Some(2));
+    }
+
+    #[test]
+    fn a_place_in_a_trace_takes_the_place_of_another() {
+        let letter = Letter::new("{}", "i", "k").traced("00-1-2-01", Some("shop=1"));
+        assert_eq!(letter.header("tracestate"), Some("shop=1"));
+        let (_, headers) = sent(&letter.traced("00-1-3-01", None));
+        let names: Vec<_> = headers.keys().map(ShortString::as_str).collect();
+        assert_eq!(names, ["traceparent"]);
+        let long = AMQPValue::LongString(LongString::from("00-1-3-01"));
+        assert_eq!(headers["traceparent"], long);
     }
 
     #[test]

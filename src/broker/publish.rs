@@ -210,6 +210,11 @@ impl Publisher {
         }
     }
 
+    /// The name of the queue at `place`.
+    pub fn queue(&self, place: &Place) -> String {
+        self.shared.topology.name(*place)
+    }
+
     /// Whether there is a connection, as far as this side knows.
     pub fn is_connected(&self) -> bool {
         matches!(&*self.shared.state.borrow(), State::Up(link, _) if link.is_up())

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Nothing obliges it to read that. For programs that read no JSON the environment holds `CLIQUET_JOB_ID`,
-//! `CLIQUET_JOB_KIND`, `CLIQUET_TASK_POSITION`, `CLIQUET_TASK_ATTEMPT` and `CLIQUET_IDEMPOTENCY_KEY`. Beside these it holds the
+//! `CLIQUET_JOB_KIND`, `CLIQUET_TASK_POSITION`, `CLIQUET_TASK_ATTEMPT` and `CLIQUET_IDEMPOTENCY_KEY`; where [traces] are collected,
+//! also `TRACEPARENT` and, if there is one, `TRACESTATE`, to go on from the task's span. Beside these it holds the
 //! variables of [`PASSED_ENVIRONMENT`] and those named by [`Exec::env`], and nothing else: none of the worker's secrets. A program
 //! runs as the worker's user, though, and may read what this user may: `cliquet work` keeps its own environment unreadable for
 //! it, where the program has none of root's capabilities; a process that uses this library, and a file such as cliquet.toml,
@@ -76,6 +77,7 @@ use self::group::{Group, Open, leader_ended};
 use crate::{
     job::{JobId, Position, TaskResult, null},
     task::{Handler, TaskContext, TaskError, TaskOutcome},
+    telemetry::traces,
 };
 
 /// The worker's environment variables that every program is given, where the worker has them.
@@ -264,6 +266,14 @@ impl Exec {
             .env("CLIQUET_TASK_POSITION", task.position().to_string())
             .env("CLIQUET_TASK_ATTEMPT", task.attempt().to_string())
             .env("CLIQUET_IDEMPOTENCY_KEY", task.idempotency_key());
+        // After those that are named: a place of the worker's own is not the task's.
+        if let Some(place) = traces::Place::here() {
+            command.env("TRACEPARENT", place.traceparent);
+            match place.tracestate {
+                Some(state) => command.env("TRACESTATE", state),
+                None => command.env_remove("TRACESTATE"),
+            };
+        }
         command
     }
 

@@ -41,7 +41,7 @@ use crate::{
     config::{Config, environment},
     job::JobId,
     ledger::{LedgerAddress, Reads, check},
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogFormat, traces},
 };
 use failure::Failure;
 use output::Output;
@@ -59,6 +59,7 @@ Environment:
   CLIQUET_…      every key of cliquet.toml: CLIQUET_QUEUE, CLIQUET_RETRY_MAX …
   CLIQUET_OPERATOR   who retries, cancels and skips, for the jobs' history
   RUST_LOG       what is logged to standard error: cliquet=debug,lapin=info
+  OTEL_…         where traces go (OTEL_EXPORTER_OTLP_ENDPOINT), and how
 
 The environment wins over the file.
 
@@ -100,6 +101,16 @@ struct Common {
     /// Print JSON: one object a line (`work`: log lines as JSON)
     #[arg(long, global = true)]
     json: bool,
+
+    /// Write log lines as `text` or as `json` objects
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "CLIQUET_LOG_FORMAT",
+        hide_possible_values = true
+    )]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -156,6 +167,22 @@ enum Command {
     Man(man::Man),
 }
 
+impl Command {
+    /// Whether it sends messages or runs jobs, of which there are traces.
+    fn sends(&self) -> bool {
+        matches!(
+            self,
+            Command::Work
+                | Command::Publish(_)
+                | Command::Retry(_)
+                | Command::Skip(_)
+                | Command::Dead(_)
+                | Command::Web(_)
+                | Command::BenchWorker(_)
+        )
+    }
+}
+
 /// All commands that people give, for whoever describes them.
 fn command() -> clap::Command {
     let whole = Cli::command();
@@ -194,7 +221,16 @@ impl Cli {
             (Command::Work(_), false) => (LogFormat::Text, telemetry::STORY),
             _ => (LogFormat::Text, telemetry::WARNINGS),
         };
-        let ended = telemetry::init(format, usual)
+        let format = self.common.log_format.unwrap_or(format);
+        let traces = match self.command.sends() {
+            true => traces::from_environment(),
+            false => Ok(None),
+        };
+        let traces = match traces {
+            Ok(traces) => traces,
+            Err(sentence) => return Failure::usage(sentence).tell(),
+        };
+        let ended = telemetry::init(format, usual, traces.as_ref())
             .map_err(Failure::usage)
             .and_then(|()| {
                 tokio::runtime::Builder::new_multi_thread()
@@ -205,6 +241,10 @@ impl Cli {
                     })
             })
             .and_then(|runtime| runtime.block_on(self.dispatch()));
+        // The runtime is gone, and with it all that makes spans.
+        if let Some(traces) = traces {
+            traces.end();
+        }
         ended.unwrap_or_else(|failure| failure.tell())
     }
 

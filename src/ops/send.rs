@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
+use tracing::Instrument;
 
 use super::{Desk, failure::Failure};
 use crate::{
     broker::{BrokerError, Letter, Place, Publisher, SendError},
     config::Config,
     retry::RetryPolicy,
+    telemetry::traces,
 };
 
 /// For how long one message is tried again while the broker is away. A restart is over by then, or a person should look.
@@ -41,8 +43,16 @@ pub(super) async fn publisher(
 }
 
 /// Sends one message to the work queue until it is confirmed. Again only while the broker is away: a queue that is missing
-/// or full is for the person to mend.
+/// or full is for the person to mend. A letter without a place in a trace goes on from that of this process (`TRACEPARENT`).
 pub(super) async fn confirmed(publisher: &Publisher, letter: &Letter) -> Result<(), SendError> {
+    let letter = traces::continued(letter.clone());
+    let (span, letter) = traces::producer(&publisher.queue(&Place::Work), letter);
+    let sent = send(publisher, &letter).instrument(span.clone()).await;
+    traces::sent(&span, &sent);
+    sent
+}
+
+async fn send(publisher: &Publisher, letter: &Letter) -> Result<(), SendError> {
     let began = Instant::now();
     let pauses = RetryPolicy::reconnecting(LONGEST_PAUSE);
     let mut failures = 0;

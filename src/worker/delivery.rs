@@ -12,7 +12,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 
 use super::{
     Crew,
@@ -25,7 +25,8 @@ use crate::{
     fail_point::cut,
     job::{BadMessage, JobMessage},
     ledger::{Answer, Claim, Claimed, Way},
-    metrics::DeliveryEnd,
+    metrics::{DeliveryEnd, Word},
+    telemetry::traces,
 };
 
 /// A redelivery may be faster than Postgres notices that the former holder's socket is gone: so long it is asked again
@@ -36,21 +37,30 @@ const LOCK_MAY_FALL: [Duration; 3] = [
     Duration::from_millis(120),
 ];
 
-/// Takes a delivery to its end.
+/// Takes a delivery to its end, which is counted.
 pub(super) async fn handle(crew: Arc<Crew>, delivery: Delivery) {
+    let span = crew.tracing.process(&crew.config.queue, &delivery);
+    let end = take(&crew, delivery, &span).instrument(span.clone()).await;
+    crew.metrics.delivery(end);
+    traces::ended(&span, end.as_str());
+}
+
+async fn take(crew: &Arc<Crew>, delivery: Delivery, span: &Span) -> DeliveryEnd {
     let (message, marks) = match decode(&delivery) {
         Ok(decoded) => decoded,
         Err(bad) => {
-            return settle(&crew, delivery, Outcome::Bad(bad), Marks::default(), None).await;
+            let outcome = Outcome::Bad(bad);
+            return settle(crew, delivery, outcome, Marks::default(), None, span).await;
         }
     };
     let job = message.id;
-    match follow(&crew, delivery, message, marks).await {
+    traces::of_job(span, job);
+    match follow(crew, delivery, message, marks).await {
         Ok((delivery, outcome)) if delivery.is_alive() || matches!(outcome, Outcome::Ran(_)) => {
-            settle(&crew, delivery, outcome, marks, Some(job)).await;
+            settle(crew, delivery, outcome, marks, Some(job), span).await
         }
-        Ok(_) => crew.metrics.delivery(DeliveryEnd::Lost),
-        Err(gone) => crew.metrics.delivery(gone),
+        Ok(_) => DeliveryEnd::Lost,
+        Err(gone) => gone,
     }
 }
 

@@ -41,6 +41,7 @@ use crate::{
     ledger::{About, Ledger, LedgerAddress, Presence, Present, Tally},
     metrics::Metrics,
     task::{Registry, State},
+    telemetry::traces::Tracing,
 };
 use brake::Brakes;
 use in_hand::InHand;
@@ -85,7 +86,8 @@ impl Worker {
     /// running task end and commit (up to `drain_timeout`), and hands the rest of its jobs back at once. A second signal
     /// leaves at once, with the status that the signal has by convention (130 or 143).
     ///
-    /// Its [`metrics`](crate::metrics) go to the recorder that the process has when this is called.
+    /// Its [`metrics`](crate::metrics) go to the recorder that the process has when this is called, and its spans
+    /// ([`telemetry::traces`](crate::telemetry::traces)) to the layer that it has then.
     ///
     /// # Errors
     /// [`WorkerError`], when it cannot begin. Services that are away are waited for.
@@ -246,6 +248,7 @@ impl Worker {
             ledger,
             publisher,
             metrics,
+            tracing: Tracing::look(),
         };
         let crew = Arc::new(crew);
         status.working(&crew, consumer.state());
@@ -276,6 +279,7 @@ struct Crew {
     in_hand: InHand,
     brakes: Brakes,
     metrics: Arc<Metrics>,
+    tracing: Tracing,
     /// One permit for each job that runs.
     places: Arc<Semaphore>,
     /// One permit for all jobs with a crash behind them.

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use super::{Crew, about, prune::Progress};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     job::{Generation, JobId, JobMessage},
     ledger::{LedgerError, Owed, Reconciling, What},
     metrics::Repair,
+    telemetry::traces,
 };
 
 /// A job that is due has so long to be claimed before its message is taken for lost.
@@ -264,7 +265,15 @@ async fn send(
         }
         _ => (Place::Work, letter),
     };
-    match crew.publisher.send(&place, &letter).await {
+    let (span, letter) = crew.tracing.publish(&crew.publisher, &place, letter);
+    let sent = crew
+        .publisher
+        .send(&place, &letter)
+        .instrument(span.clone())
+        .await;
+    traces::sent(&span, &sent);
+    drop(span);
+    match sent {
         Ok(()) => {
             cut!(ReconciledOne);
             crew.ledger.sent(owed.job, owed.generation);

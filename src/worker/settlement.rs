@@ -1,7 +1,7 @@
 //! Decide, then do: what happened to a delivery is data, what follows is a pure function of it, and one place does it.
 
 use tokio::time::{Duration, sleep};
-use tracing::{debug, error, warn};
+use tracing::{Instrument, Span, debug, error, warn};
 
 use super::{Crew, run::RunEnd};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     ledger::{Answer, LedgerError},
     metrics::DeliveryEnd,
     retry::Ladder,
+    telemetry::traces,
 };
 
 /// What happened to a delivery.
@@ -60,22 +61,25 @@ impl Outcome {
     }
 }
 
-/// Ends a delivery as its outcome asks for. `marks` are the message's own, with the broker's flag in `redelivered`.
+/// Ends a delivery as its outcome asks for, and answers with what it is counted as. `marks` are the message's own, with the
+/// broker's flag in `redelivered`; `span` is the delivery's.
 pub(super) async fn settle(
     crew: &Crew,
     delivery: Delivery,
     outcome: Outcome,
     marks: Marks,
     job: Option<JobId>,
-) {
+    span: &Span,
+) -> DeliveryEnd {
     let end = outcome.end();
-    let settled = Settlement::of(outcome, marks, &crew.config.ladder)
-        .carry_out(crew, delivery, job)
-        .await;
-    crew.metrics.delivery(match settled {
+    let settlement = Settlement::of(outcome, marks, &crew.config.ladder);
+    if let Some(parked) = settlement.parked() {
+        traces::failed(span, parked.reason, &parked.error);
+    }
+    match settlement.carry_out(crew, delivery, job).await {
         Settled::Done => end,
         Settled::Lost => DeliveryEnd::Lost,
-    });
+    }
 }
 
 /// How a delivery ends.
@@ -225,6 +229,14 @@ impl Settlement {
         }
     }
 
+    /// Why its copy lies in the dead queue, if it does.
+    fn parked(&self) -> Option<&Parked> {
+        match self {
+            Settlement::Replace(copy) => copy.parked.as_ref(),
+            Settlement::Acknowledge | Settlement::Requeue => None,
+        }
+    }
+
     /// Does it. The only place that acknowledges.
     async fn carry_out(self, crew: &Crew, delivery: Delivery, job: Option<JobId>) -> Settled {
         cut!(Settling);
@@ -281,11 +293,15 @@ async fn send(crew: &Crew, delivery: &Delivery, copy: &Copy) -> Result<(), SendE
             parked.attempts,
         );
     }
+    let (span, letter) = crew.tracing.publish(&crew.publisher, &copy.place, letter);
     // Not beyond the drain's time: the message goes back then, and whoever has it next sends its copy.
     let sent = crew
         .publisher
         .deliver(&copy.place, &letter, &crew.deadline)
+        .instrument(span.clone())
         .await;
+    traces::sent(&span, &sent);
+    drop(span);
     if let Err(error) = &sent
         && !error.again_helps()
         && !crew.deadline.is_cancelled()

@@ -63,7 +63,16 @@ async fn bash_completes_commands_options_and_their_values() {
     );
     assert_eq!(
         offered(folder, &["cliquet", "completions", ""]),
-        set(&["bash", "zsh", "fish", "--config", "--json", "--help", "-h"])
+        set(&[
+            "bash",
+            "zsh",
+            "fish",
+            "--config",
+            "--json",
+            "--log-format",
+            "--help",
+            "-h"
+        ])
     );
     let all = offered(folder, &["cliquet", ""]);
     for command in COMMANDS {

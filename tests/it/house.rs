@@ -101,6 +101,14 @@ fn backoff_is_named_in_one_file() {
     assert_eq!(trespassers(&["backoff::"], &["src/retry.rs"]), [""; 0]);
 }
 
+#[test]
+fn opentelemetry_is_named_in_telemetry_only() {
+    assert_eq!(
+        trespassers(&["opentelemetry", "reqwest"], &["src/telemetry/traces"]),
+        [""; 0]
+    );
+}
+
 /// In a release build there is no fail point, nor any name of one: whatever names them stands behind `debug_assertions`.
 #[test]
 fn fail_points_are_not_in_a_release_build() {

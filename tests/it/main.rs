@@ -30,6 +30,7 @@ mod support;
 #[cfg(debug_assertions)] // there are no fail points otherwise
 mod sweep;
 mod tls;
+mod traces;
 mod web;
 mod web_api;
 mod web_limits;

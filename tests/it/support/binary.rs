@@ -133,6 +133,11 @@ max = "1s"
         .await
     }
 
+    /// What its worker has logged until now.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+
     /// The command, with nothing on standard input.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cliquet"));
