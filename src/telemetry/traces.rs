@@ -30,7 +30,7 @@ pub use context::Place;
 pub(super) use context::ids;
 pub use export::{Traces, from_environment};
 pub use spans::producer;
-pub(crate) use spans::{Tracing, continued, ended, failed, of_job, sent, task_failed};
+pub(crate) use spans::{TaskSpan, Tracing, continued, ended, failed, of_job, sent};
 
 /// The target of all spans that are for traces, and of nothing else.
 pub const TARGET: &str = "cliquet::traces";

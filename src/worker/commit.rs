@@ -13,6 +13,7 @@ use crate::{
     ledger::{Advance, Claimed, Committed, Defer, Fail, LedgerError, Next, Open, Stand, Written},
     metrics::TaskEnd,
     task::{TaskError, WhatNext},
+    telemetry::traces::TaskSpan,
 };
 
 /// Commits a task's SUCCESS: with the handler's own writes when it asked for a transaction, in a group otherwise.
@@ -61,11 +62,19 @@ pub(super) async fn failed(
     message: &JobMessage,
     error: TaskError,
     go: Go<'_>,
+    traced: TaskSpan,
 ) -> RunEnd {
-    match go.failed(stand.job, &error) {
+    traced.failed(&error);
+    let end = match go.failed(stand.job, &error) {
         Some(wait) => defer(crew, claimed, stand, message, wait).await,
         None => fail(crew, claimed, stand, message, error, None).await,
+    };
+    match end {
+        RunEnd::Retrying { .. } => traced.ended(TaskEnd::Retried),
+        RunEnd::GivenUp { .. } => traced.ended(TaskEnd::GivenUp),
+        _ => {}
     }
+    end
 }
 
 /// Puts a task of a braked handler off; it waits on a rung, and no attempt is used up.

@@ -13,10 +13,9 @@ use super::{
 use crate::{
     job::{Generation, JobMessage, Position},
     ledger::{Claimed, Next, Present, Stand, Written},
-    metrics::{TaskEnd, Word},
+    metrics::TaskEnd,
     retry::Rung,
     task::{JobInHand, TaskError},
-    telemetry::traces,
 };
 
 /// How a run ended; the ledger knows it already.
@@ -40,19 +39,6 @@ pub(super) enum RunEnd {
     HandedOver,
     /// Somebody else owns the job, or the worker leaves with its writes undone: the next claim decides.
     Fenced,
-}
-
-impl RunEnd {
-    /// What became of the attempt that failed and ended the run.
-    fn of_its_task(&self) -> TaskEnd {
-        match self {
-            RunEnd::Retrying { .. } => TaskEnd::Retried,
-            RunEnd::GivenUp { .. } => TaskEnd::GivenUp,
-            RunEnd::Finished | RunEnd::HandedBack | RunEnd::HandedOver | RunEnd::Fenced => {
-                TaskEnd::Unfinished
-            }
-        }
-    }
 }
 
 /// Runs a claimed job; `session` is that in which it was asked for. Jobs with a crash behind them run one at a time, so that
@@ -93,16 +79,12 @@ pub(super) async fn run(
             Ok(go) => go,
             Err(wait) => return defer(crew, &claimed, stand, message, wait).await,
         };
-        // Where nobody collects spans, one for log lines.
         let traced = crew
             .tracing
             .task(stand.job, stand.position, stand.attempt, spec);
-        let span = match traced.is_none() {
-            true => info_span!(
-                "task", job.id = %stand.job, task.position = stand.position, task.handler = spec.handler, task.attempt = stand.attempt
-            ),
-            false => traced.clone(),
-        };
+        let span = traced.or_else(|| info_span!(
+            "task", job.id = %stand.job, task.position = stand.position, task.handler = spec.handler, task.attempt = stand.attempt
+        ));
         let ended = attempt(
             crew,
             &job,
@@ -120,19 +102,10 @@ pub(super) async fn run(
                 transaction,
             } => (result, transaction),
             Ended::Failed(error) => {
-                traces::task_failed(&traced, &error);
-                let end = failed(crew, &claimed, stand, message, error, go).await;
-                traces::ended(&traced, end.of_its_task().as_str());
-                return end;
+                return failed(crew, &claimed, stand, message, error, go, traced).await;
             }
-            Ended::CutShort => {
-                traces::ended(&traced, TaskEnd::Unfinished.as_str());
-                return hand_back(crew, stand, RunEnd::HandedBack).await;
-            }
-            Ended::Lost => {
-                traces::ended(&traced, TaskEnd::Unfinished.as_str());
-                return RunEnd::Fenced;
-            }
+            Ended::CutShort => return hand_back(crew, stand, RunEnd::HandedBack).await,
+            Ended::Lost => return RunEnd::Fenced,
         };
         let next = match stand.position == total {
             true => Next::Finish,
@@ -142,25 +115,14 @@ pub(super) async fn run(
             false => Next::Task,
         };
         let committed = commit(crew, stand, result.clone(), transaction, next)
-            .instrument(traced.clone())
+            .instrument(traced.span())
             .await;
         match committed {
-            Ok(Written::Committed) => {
-                traces::ended(&traced, TaskEnd::Success.as_str());
-                go.succeeded();
-            }
-            Ok(Written::Fenced) => {
-                traces::ended(&traced, TaskEnd::Unfinished.as_str());
-                return RunEnd::Fenced;
-            }
-            Err(error) => {
-                traces::task_failed(&traced, &error);
-                let end = failed(crew, &claimed, stand, message, error, go).await;
-                traces::ended(&traced, end.of_its_task().as_str());
-                return end;
-            }
+            Ok(Written::Committed) => go.succeeded(),
+            Ok(Written::Fenced) => return RunEnd::Fenced,
+            Err(error) => return failed(crew, &claimed, stand, message, error, go, traced).await,
         }
-        drop(traced);
+        traced.ended(TaskEnd::Success);
         match next {
             Next::Finish => {
                 crew.metrics.job_done(claimed.age + run.age());

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     broker::{self, Delivery, Letter, Publisher, SendError},
     job::{JobId, Position, TaskSpec},
+    metrics::{TaskEnd, Word},
     task::{TaskError, WhatNext},
 };
 
@@ -68,9 +69,9 @@ impl Tracing {
         position: Position,
         attempt: u32,
         spec: &TaskSpec,
-    ) -> Span {
+    ) -> TaskSpan {
         if !self.0 {
-            return Span::none();
+            return TaskSpan(Span::none());
         }
         let span = info_span!(
             target: TARGET,
@@ -84,7 +85,7 @@ impl Tracing {
         span.set_attribute("cliquet.task.label", spec.label.clone());
         let context = span.context();
         context.span().update_name(format!("task {}", spec.handler));
-        span
+        TaskSpan(span)
     }
 
     /// The span of sending a letter, and the letter with it as its place in the trace; see [`producer`].
@@ -98,6 +99,47 @@ impl Tracing {
             true => producer(&publisher.queue(place), letter),
             false => (Span::none(), letter),
         }
+    }
+}
+
+/// The span of one attempt of a task. One that is let go without a word was not finished.
+#[derive(Debug)]
+pub(crate) struct TaskSpan(Span);
+
+impl TaskSpan {
+    /// What belongs to the attempt happens within this.
+    pub(crate) fn span(&self) -> Span {
+        self.0.clone()
+    }
+
+    /// The same, or another for log lines where nobody collects spans.
+    pub(crate) fn or_else(&self, plain: impl FnOnce() -> Span) -> Span {
+        match self.0.is_none() {
+            true => plain(),
+            false => self.span(),
+        }
+    }
+
+    /// The attempt has failed; what follows from that is told by [`ended`](Self::ended).
+    pub(crate) fn failed(&self, error: &TaskError) {
+        let kind = match error.what_next() {
+            WhatNext::Retry => "retry",
+            WhatNext::RetryAfter(_) => "retry_after",
+            WhatNext::Permanent => "permanent",
+        };
+        failed(&self.0, kind, error.message());
+    }
+
+    /// The attempt is over, and the ledger knows how it ended.
+    pub(crate) fn ended(mut self, end: TaskEnd) {
+        ended(&self.0, end.as_str());
+        self.0 = Span::none();
+    }
+}
+
+impl Drop for TaskSpan {
+    fn drop(&mut self) {
+        ended(&self.0, TaskEnd::Unfinished.as_str());
     }
 }
 
@@ -164,7 +206,7 @@ pub(crate) fn of_job(span: &Span, job: JobId) {
     }
 }
 
-/// How a delivery or a task ended, as metrics have it.
+/// How a delivery or an attempt ended, as metrics have it.
 pub(crate) fn ended(span: &Span, outcome: &'static str) {
     if !span.is_none() {
         span.set_attribute("cliquet.outcome", outcome);
@@ -178,16 +220,6 @@ pub(crate) fn failed(span: &Span, kind: &'static str, error: &str) {
         let cut = &error[..error.floor_char_boundary(LONGEST_ERROR)];
         span.set_status(Status::error(cut.to_owned()));
     }
-}
-
-/// A task failed.
-pub(crate) fn task_failed(span: &Span, error: &TaskError) {
-    let kind = match error.what_next() {
-        WhatNext::Retry => "retry",
-        WhatNext::RetryAfter(_) => "retry_after",
-        WhatNext::Permanent => "permanent",
-    };
-    failed(span, kind, error.message());
 }
 
 /// A letter was sent, or not.
