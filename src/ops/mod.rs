@@ -172,7 +172,7 @@ impl Command {
     fn sends(&self) -> bool {
         matches!(
             self,
-            Command::Work
+            Command::Work(_)
                 | Command::Publish(_)
                 | Command::Retry(_)
                 | Command::Skip(_)
