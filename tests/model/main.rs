@@ -10,7 +10,7 @@
 //!   the reconciler does changes it here.
 //! - Faults: a crash, a broken connection, a lost lock session, a stale heartbeat while the run goes on, a lost answer of a
 //!   claim or a write, a lost confirm, a run that breaks off, a message doubled or dead-lettered, a broker that loses its data,
-//!   a stop, a hand-over, an operator's retry, move and cancel. So counts, too, that a brake puts a task off, since it may do so
+//!   a stop, a hand-over, an operator's retry, move, cancel and skip. So counts, too, that a brake puts a task off, since it may do so
 //!   for ever; that it does so before the handler begins or after a probe is one here, and when a brake is on is no part of it.
 //!   A handler may fail at any time, which is no fault.
 //! - Safety is asked of every state. That the job can still end, and a job that was given up be seen in the dead queue, is asked

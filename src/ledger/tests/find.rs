@@ -542,7 +542,7 @@ async fn workers_are_told_with_what_each_does_now() {
     ada.done(first, json!(1)).await;
     // Long ago, and many jobs since: only the heartbeat tells.
     database
-        .run("UPDATE cliquet.jobs SET created_at = now() - interval '1 day'; UPDATE cliquet.tasks SET started_at = now() - interval '1 day' WHERE position = 2")
+        .run("UPDATE cliquet.jobs SET created_at = now() - interval '30 days'; UPDATE cliquet.tasks SET started_at = now() - interval '1 day' WHERE position = 2")
         .await;
     fill(&database, 600, None).await;
     ada.claimed(&young).await;

@@ -102,6 +102,7 @@ async fn the_job_goes_on_behind_the_task_however_it_came_to_wait() {
             "{how:?}"
         );
         assert!(first.started && first.finished && first.error.is_none());
+        assert_eq!(first.epoch, job.epoch, "{how:?}: as a claim leaves it");
         assert_eq!((tasks[1].status.as_str(), tasks[1].attempt), ("PENDING", 0));
 
         // A copy of the new generation runs the rest, from the next task on.
