@@ -1,4 +1,4 @@
--- Least privilege in Postgres: who migrates, who runs jobs, who enqueues them, who looks, who deletes what is old.
+-- Least privilege in Postgres: who migrates, who runs jobs, who enqueues them, who looks, who acts, who deletes what is old.
 --
 --   psql "$ADMIN_URL" -v ON_ERROR_STOP=1 -f deploy/postgres-roles.sql
 --
@@ -8,14 +8,15 @@
 -- outside the schema `cliquet` alone. Only where a table changes its owner it waits for those who use the table, and gives up
 -- after five seconds: then run it again.
 --
--- The five roles are for membership and cannot log in. Programs log in as users of their own, which are members:
+-- The six roles are for membership and cannot log in. Programs log in as users of their own, which are members:
 --
 --   CREATE ROLE shop_worker   LOGIN PASSWORD '…' IN ROLE cliquet_worker;      -- cliquet work, cliquet doctor
 --   CREATE ROLE shop_backend  LOGIN PASSWORD '…' IN ROLE cliquet_publisher;   -- enqueues jobs within its own transactions
 --   CREATE ROLE shop_support  LOGIN PASSWORD '…' IN ROLE cliquet_reader;      -- cliquet jobs, show
---   CREATE ROLE shop_operator LOGIN PASSWORD '…' IN ROLE cliquet_reader, cliquet_worker;  -- and retry, cancel
+--   CREATE ROLE shop_operator LOGIN PASSWORD '…' IN ROLE cliquet_operator;    -- cliquet jobs, show, retry, cancel, skip
 --   CREATE ROLE shop_janitor  LOGIN PASSWORD '…' IN ROLE cliquet_pruner;      -- cliquet prune
 --   GRANT cliquet_pruner TO shop_worker;                                      -- only with `prune_after` in its settings
+--   GRANT cliquet_operator TO shop_worker;                                    -- only if people act through `work --http`
 --   CREATE ROLE shop_migrator LOGIN PASSWORD '…' IN ROLE cliquet_owner;       -- cliquet migrate
 --   ALTER ROLE shop_migrator SET role = 'cliquet_owner';                      -- so that the tables are cliquet_owner's
 --
@@ -30,7 +31,7 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['cliquet_owner', 'cliquet_worker', 'cliquet_publisher', 'cliquet_reader', 'cliquet_pruner'] LOOP
+    FOREACH name IN ARRAY ARRAY['cliquet_owner', 'cliquet_worker', 'cliquet_publisher', 'cliquet_reader', 'cliquet_operator', 'cliquet_pruner'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', name);
@@ -79,26 +80,26 @@ $$;
 
 -- 3. The schema. Without it none of the other rights is of any use.
 
-REVOKE ALL ON SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
-GRANT USAGE ON SCHEMA cliquet TO cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
+REVOKE ALL ON SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_operator, cliquet_pruner;
+GRANT USAGE ON SCHEMA cliquet TO cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_operator, cliquet_pruner;
 
--- 4. Migrations to come: between `cliquet migrate` and this file's next run a new table can be read by readers, and be
---    read, added to and changed by workers, and a new function can be executed by workers and publishers: it may be one that
---    checks each row that they write. (It runs with its caller's rights.) Then each is given exactly what it needs.
+-- 4. Migrations to come: between `cliquet migrate` and this file's next run a new table can be read by readers and operators,
+--    and be read, added to and changed by workers, and a new function can be executed by workers, publishers and operators: it
+--    may be one that checks each row that they write. (It runs with its caller's rights.) Then each is given exactly what it needs.
 
-ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT SELECT ON TABLES TO cliquet_reader;
+ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT SELECT ON TABLES TO cliquet_reader, cliquet_operator;
 ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT SELECT, INSERT, UPDATE ON TABLES TO cliquet_worker;
-ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT EXECUTE ON FUNCTIONS TO cliquet_worker, cliquet_publisher;
+ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner IN SCHEMA cliquet GRANT EXECUTE ON FUNCTIONS TO cliquet_worker, cliquet_publisher, cliquet_operator;
 -- Everybody may execute a new function unless this is said for the owner as a whole.
 ALTER DEFAULT PRIVILEGES FOR ROLE cliquet_owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 -- 5. What is there now, exactly.
 
-REVOKE ALL ON ALL TABLES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_pruner;
+REVOKE ALL ON ALL TABLES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_operator, cliquet_pruner;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_operator, cliquet_pruner;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cliquet FROM PUBLIC, cliquet_worker, cliquet_publisher, cliquet_reader, cliquet_operator, cliquet_pruner;
 
-GRANT SELECT ON ALL TABLES IN SCHEMA cliquet TO cliquet_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA cliquet TO cliquet_reader, cliquet_operator;
 
 DO $$
 BEGIN
@@ -115,11 +116,13 @@ BEGIN
     GRANT UPDATE (epoch, started_at, finished_at, attempt, crashes, status, result, error) ON cliquet.tasks TO cliquet_worker;
     GRANT INSERT ON cliquet.failures TO cliquet_worker;
     GRANT SELECT, INSERT, DELETE ON cliquet.workers TO cliquet_worker;
-    GRANT UPDATE (locked_at, seen_at, stopped_at, cleared_at, brakes) ON cliquet.workers TO cliquet_worker;
+    GRANT UPDATE (locked_at, seen_at, stopped_at, cleared_at, brakes, succeeded, failed, in_hand, running)
+        ON cliquet.workers TO cliquet_worker;
+    GRANT SELECT, INSERT, UPDATE (succeeded, failed), DELETE ON cliquet.activity TO cliquet_worker;
     GRANT SELECT ON cliquet.migrations TO cliquet_worker;
     GRANT EXECUTE ON FUNCTION cliquet.succeed TO cliquet_worker;
     -- Postgres calls these for every row that is written, as the user who writes it.
-    GRANT EXECUTE ON FUNCTION cliquet.job_is_whole, cliquet.task_is_whole TO cliquet_worker, cliquet_publisher;
+    GRANT EXECUTE ON FUNCTION cliquet.job_is_whole, cliquet.task_is_whole TO cliquet_worker, cliquet_publisher, cliquet_operator;
 
     -- A publisher puts a job and its tasks in, within its own transaction, and reads nothing of others' jobs. That it sees
     -- the ids is for ON CONFLICT (id) DO NOTHING: the same id twice is one job.
@@ -128,10 +131,17 @@ BEGIN
     GRANT INSERT (job_id, position, handler, label, input, max_attempts, timeout_ms), SELECT (job_id, position)
         ON cliquet.tasks TO cliquet_publisher;
 
+    -- An operator sees everything, ends jobs, takes a task for done, and writes down that he did. He can change neither what a
+    -- job is (its kind, payload and tasks) nor what anybody did before, makes no job, and deletes nothing. A worker that lets
+    -- people act over HTTP does so as its own user, who has to be a member of this role, too.
+    GRANT UPDATE (epoch, generation, sent, holder, finished_at, next_attempt_at, status, error) ON cliquet.jobs TO cliquet_operator;
+    GRANT UPDATE (epoch, started_at, finished_at, attempt, status, result, error) ON cliquet.tasks TO cliquet_operator;
+    GRANT INSERT ON cliquet.interventions TO cliquet_operator;
+
     -- A pruner deletes, and sees no more of a job than how old it is: neither payloads nor results. Postgres cannot be told
     -- here that it may delete only what is over; that is why no worker has this right unless it is given.
     GRANT DELETE, SELECT (id, created_at, finished_at, generation, sent, total, status, queue) ON cliquet.jobs TO cliquet_pruner;
-    GRANT DELETE, SELECT (job_id) ON cliquet.tasks, cliquet.failures TO cliquet_pruner;
+    GRANT DELETE, SELECT (job_id) ON cliquet.tasks, cliquet.failures, cliquet.interventions TO cliquet_pruner;
     GRANT DELETE, SELECT (cleared_at, seen_at, queue) ON cliquet.workers TO cliquet_pruner;
     GRANT SELECT ON cliquet.migrations TO cliquet_pruner;
 END

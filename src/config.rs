@@ -10,7 +10,7 @@ mod given;
 mod load;
 mod settings;
 
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use humantime::format_duration;
 
@@ -71,6 +71,10 @@ pub struct Config {
     pub publishers: usize,
     /// The most connections that handlers' transactions use at the same time.
     pub handler_connections: u32,
+    /// Where `cliquet work` and `cliquet web` serve HTTP; `cliquet work` does not, unless it is given.
+    pub http: Option<SocketAddr>,
+    /// What HTTP hides of jobs: `payload`, `input` or `result`, whole or from a key on (`payload.card.number`).
+    pub redact: Vec<String>,
     /// Whether the worker declares its queues, or leaves that to `cliquet topology declare`.
     pub declare: bool,
     /// Ready-made handlers by name (for the binary).
@@ -115,6 +119,8 @@ impl Default for Config {
             lanes: 4,
             publishers: 8,
             handler_connections: 32,
+            http: None,
+            redact: Vec::new(),
             declare: true,
             handlers: BTreeMap::new(),
         }
@@ -143,6 +149,8 @@ impl fmt::Debug for Config {
             .field("lanes", &self.lanes)
             .field("publishers", &self.publishers)
             .field("handler_connections", &self.handler_connections)
+            .field("http", &self.http)
+            .field("redact", &self.redact)
             .field("declare", &self.declare)
             .field("handlers", &self.handlers)
             .finish_non_exhaustive()
@@ -265,6 +273,14 @@ impl Config {
                 ),
             );
         }
+        if let Some(path) = self.redact.iter().find(|path| !is_redaction(path)) {
+            problem(
+                "redact",
+                format!(
+                    "`redact` names {path:?}; expected payload, input or result, and keys behind it where it is not the whole: \"payload.card.number\""
+                ),
+            );
+        }
         if !is_name(&self.name) {
             problem(
                 "name",
@@ -339,6 +355,29 @@ fn is_name(text: &str) -> bool {
         && !text.chars().any(char::is_control)
 }
 
+fn is_redaction(path: &str) -> bool {
+    let mut parts = path.split('.');
+    matches!(
+        parts.next(),
+        Some("payload" | "input" | "result" | "results")
+    ) && parts.all(|part| !part.is_empty())
+}
+
+/// Reads the address that HTTP is served at: `127.0.0.1:9464`, `[::1]:9464`, `localhost:9464`, or `:9464`, which is
+/// loopback, too. The port 0 is any free one.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn http_address(text: &str) -> Result<SocketAddr, String> {
+    let whole = match text.trim().rsplit_once(':') {
+        Some(("" | "localhost", port)) => format!("127.0.0.1:{port}"),
+        _ => text.trim().to_owned(),
+    };
+    whole.parse().map_err(|_| {
+        format!("{text:?} is no address to listen at; expected an IP address and a port, such as 127.0.0.1:9464")
+    })
+}
+
 /// The key that a sentence of [`RetryPolicy::check`] is about.
 fn first_quoted(sentence: &str) -> &str {
     sentence.split('`').nth(1).unwrap_or_default()
@@ -377,6 +416,47 @@ mod tests {
             sentences.contains("`patience` is 3s; expected 6s to 1h"),
             "{sentences}"
         );
+    }
+
+    #[test]
+    fn an_address_to_listen_at_is_loopback_where_it_names_no_other() {
+        for (text, address) in [
+            ("127.0.0.1:9464", "127.0.0.1:9464"),
+            ("localhost:0", "127.0.0.1:0"),
+            (" :9464", "127.0.0.1:9464"),
+            ("[::1]:9464", "[::1]:9464"),
+            ("0.0.0.0:80", "0.0.0.0:80"),
+        ] {
+            assert_eq!(http_address(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in ["", "9464", "127.0.0.1", "shop.example:80", ":http", "::1"] {
+            assert!(http_address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_hidden_begins_with_a_part_of_a_job() {
+        let check = |path: &str| {
+            let redact = vec![path.to_owned()];
+            Config {
+                redact,
+                ..Config::default()
+            }
+            .check()
+        };
+        for path in [
+            "payload",
+            "payload.card.number",
+            "input.secret",
+            "result",
+            "results.token",
+        ] {
+            assert_eq!(check(path), Ok(()), "{path}");
+        }
+        for path in ["", "card", "payload.", "payload..card", "error"] {
+            let told = check(path).unwrap_err();
+            assert!(told.contains("`redact` names"), "{told}");
+        }
     }
 
     #[test]

@@ -121,7 +121,8 @@
 //!
 //! **The fence.** Every write names job, position, epoch and attempt. A claim raises the epoch of the job and of its
 //! frontier, the only task a former holder could still write; so its commit, with its handler's own writes, changes no row
-//! and rolls back. Cancelling is the same act.
+//! and rolls back. Cancelling is the same act, and so is skipping: an operator takes the frontier of a job that nobody holds
+//! for done, and the job goes on behind it under the next generation.
 //!
 //! **Failing.** One commit writes FAILED, the error, the next generation and the due time; then the copy is published and
 //! confirmed; then the delivery is acknowledged. A crash between any two of these repeats work that the next claim
@@ -201,6 +202,7 @@
 //! | any failures in a row brake a handler | those of more than one job | a job that always fails would hold up its handler, and never be parked |
 //! | tasks start as soon as the lost lock is taken again | once the beat after it has told which runs are lost; a claim that was answered in a later session is handed back | a worker that had been cut off while the answer to its commit or its claim was on the way began a task that others had done |
 //! | pauses of up to 5 s between attempts to reach a service | 1 s, and an attempt that takes longer is overtaken by another | workers slept while the broker was back; the client does not notice a broker that goes away in its greeting |
+//! | a list reads the newest jobs until it has found enough | it walks along small partial indexes that only jobs in trouble are in, and stops after some thousand rows | what people look for is rare: one FAILED among a million SUCCESS |
 //! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
 //!
 //! # Speed
@@ -260,7 +262,7 @@
 //! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`] (log lines,
 //!   Prometheus's text)
 //! - 3: [`worker`] (the story: `delivery`, `run`, `settlement`, `reconcile`)
-//! - 4: [`ops`] (for people: the command line)
+//! - 4: [`ops`] (for people: the command line; `ops/web`: HTTP with health, metrics, the API and the page)
 //!
 //! `deploy/postgres-roles.sql` and `deploy/rabbitmq-permissions.sh` give each user what it needs and no more; the workers of
 //! the integration tests (`tests/it`) run under exactly these.

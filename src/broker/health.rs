@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Address, BrokerError, Identity, QueueSpec, QueueState, Topology,
+    Address, BrokerError, Identity, Place, QueueSpec, QueueState, Topology,
     connect::{Link, Trouble},
 };
 
@@ -67,6 +67,49 @@ pub(crate) async fn look(
         publishing,
         queues: queues?,
     })
+}
+
+/// The depths of the queues, asked again and again over one connection that is kept.
+#[derive(Debug)]
+pub(crate) struct QueueDepths {
+    address: Address,
+    topology: Topology,
+    identity: Identity,
+    link: Option<Link>,
+}
+
+impl QueueDepths {
+    /// Connects when it is first asked.
+    pub(crate) fn new(address: Address, topology: Topology, identity: Identity) -> Self {
+        Self {
+            address,
+            topology,
+            identity,
+            link: None,
+        }
+    }
+
+    /// Place, name, messages that wait and consumers of each queue that is there.
+    ///
+    /// # Errors
+    /// `Denied` when the user may not look, `Refused` or `Unreachable` when there is no connection, or it breaks.
+    pub(crate) async fn look(&mut self) -> Result<Vec<(Place, String, u32, u32)>, BrokerError> {
+        let link = match self.link.take().filter(Link::is_up) {
+            Some(link) => link,
+            None => Link::open(&self.address, &self.identity, "web").await?,
+        };
+        // A connection on which something went wrong, or whose asker went away, is not asked again.
+        let found = self.topology.depths_on(&link).await?;
+        self.link = Some(link);
+        Ok(found)
+    }
+
+    /// Says goodbye.
+    pub(crate) async fn close(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.close().await;
+        }
+    }
 }
 
 /// A broker that runs out of memory or disk blocks a connection when it first publishes, and not before. So one message is

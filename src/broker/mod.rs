@@ -39,7 +39,7 @@ pub use consume::Consumer;
 pub use dead::DeadQueue;
 pub use delivery::{Delivery, Marks, Settled};
 pub use error::{BrokerError, SendError};
-pub(crate) use health::{BrokerHealth, Publishing, look, version};
+pub(crate) use health::{BrokerHealth, Publishing, QueueDepths, look, version};
 pub use letter::Letter;
 pub(crate) use management::{ManagedQueue, Management, Node, Permission, base64};
 pub use parked::Parked;

@@ -319,6 +319,25 @@ impl Topology {
             .await
     }
 
+    /// Place, name, messages that wait and consumers of each queue that is there, on an open connection.
+    pub(super) async fn depths_on(
+        &self,
+        link: &Link,
+    ) -> Result<Vec<(Place, String, u32, u32)>, BrokerError> {
+        let found: Vec<_> = stream::iter(self.queues())
+            .map(|queue| async move {
+                match declare_one(link, &queue, Declare::Find).await {
+                    Ok((ready, consumers)) => Ok(Some((queue.place, queue.name, ready, consumers))),
+                    Err(BrokerError::Missing { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(DECLARED_AT_ONCE)
+            .try_collect()
+            .await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// Whether the mark is there.
     pub(super) async fn is_marked_on(&self, link: &Link) -> Result<bool, BrokerError> {
         match self.declare_mark(link, Declare::Find).await? {

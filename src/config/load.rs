@@ -473,6 +473,8 @@ mod tests {
         lanes = 3
         publishers = 4
         handler_connections = 5
+        http = "127.0.0.1:9464"
+        redact = ["payload.card", "result"]
         declare = false
         ladder = ["5s", "200ms"]
 
@@ -518,6 +520,8 @@ mod tests {
             (config.lanes, config.publishers, config.handler_connections),
             (3, 4, 5)
         );
+        assert_eq!(config.http, Some(([127, 0, 0, 1], 9464).into()));
+        assert_eq!(config.redact, ["payload.card", "result"]);
         assert_eq!(config.drain_timeout, Duration::from_secs(45));
         assert_eq!(config.heartbeat, Duration::from_secs(1));
         assert_eq!(config.patience, Duration::from_secs(10));
@@ -567,6 +571,8 @@ mod tests {
                 ("CLIQUET_CONCURRENCY", "8"),
                 ("CLIQUET_LADDER", "1s, 2s,3s"),
                 ("CLIQUET_DECLARE", "true"),
+                ("CLIQUET_HTTP", "[::1]:80"),
+                ("CLIQUET_REDACT", "input.secret, payload"),
                 ("CLIQUET_RETRY_MAX_ATTEMPTS", "9"),
                 ("CLIQUET_RETRY_JITTER", "0"),
                 ("CLIQUET_HANDLERS_UPLOAD_IMAGE_TIMEOUT", "3s"),
@@ -582,6 +588,8 @@ mod tests {
             ("env", 8, true)
         );
         assert_eq!(config.ladder.rungs().len(), 3);
+        assert_eq!(config.http, Some("[::1]:80".parse().unwrap()));
+        assert_eq!(config.redact, ["input.secret", "payload"]);
         assert_eq!((config.retry.max_attempts, config.retry.jitter), (9, 0.0));
         let upload = &config.handlers["upload_image"].options;
         assert_eq!(upload.timeout, Some(Duration::from_secs(3)));
@@ -651,6 +659,14 @@ mod tests {
             ),
             ("concurrency = 70000", "`concurrency` is 70000; expected"),
             ("concurrency = -1", "`concurrency` is -1; expected"),
+            (
+                "http = \"shop.example:80\"",
+                "\"shop.example:80\" is no address to listen at",
+            ),
+            (
+                "redact = [\"card\"]",
+                "`redact` names \"card\"; expected payload",
+            ),
             (
                 "declare = \"yes\"",
                 "`declare` is a string; expected true or false",

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Config, HandlerConfig, given::Given};
+use super::{Config, HandlerConfig, given::Given, http_address};
 use crate::retry::{Ladder, RetryPolicy};
 
 /// A key of one section, and what it sets.
@@ -104,6 +104,19 @@ pub(super) const WORKER: &[Key<Config>] = &[
                 .whole()
                 .map(|number| config.handler_connections = number)
         },
+    },
+    Key {
+        name: "http",
+        set: |config, given| {
+            let address =
+                http_address(&given.text()?).map_err(|sentence| given.refuse(&sentence))?;
+            config.http = Some(address);
+            Ok(())
+        },
+    },
+    Key {
+        name: "redact",
+        set: |config, given| given.texts().map(|paths| config.redact = paths),
     },
     Key {
         name: "declare",

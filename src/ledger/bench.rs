@@ -112,10 +112,68 @@ WITH job AS MATERIALIZED (
     DELETE FROM cliquet.tasks WHERE job_id IN (SELECT job.id FROM job)
 ), failures AS (
     DELETE FROM cliquet.failures WHERE job_id IN (SELECT job.id FROM job)
+), interventions AS (
+    DELETE FROM cliquet.interventions WHERE job_id IN (SELECT job.id FROM job)
 )
 DELETE FROM cliquet.jobs WHERE id IN (SELECT job.id FROM job) RETURNING id";
 
+/// Jobs that ended within the last month, one every few seconds, of several kinds; of a thousand one was given up and one waits
+/// until tomorrow. Their ids grow with their age, as publishers' usually do.
+const HISTORY: &str = r"
+WITH made AS (
+    SELECT n, statement_timestamp() - make_interval(secs => 2592000.0 * (1 - n::float8 / $3)) AS at,
+           CASE n % 1000 WHEN 0 THEN 'FAILED' WHEN 500 THEN 'RETRYING' ELSE 'SUCCESS' END AS status,
+           CASE n % 500 WHEN 0 THEN 'HTTP ' || 503 + n % 3 || ': the image ' || n || ' was not taken' END AS error
+      FROM generate_series($1::int8, $2::int8) AS n
+), job AS (
+    INSERT INTO cliquet.jobs (id, epoch, generation, sent, attempts, created_at, started_at, finished_at, next_attempt_at, total,
+                              status, queue, kind, payload, fingerprint, error)
+    SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::int8), 12, '0') || lpad(to_hex(n), 20, '0'))::uuid, 1, 0, 0, 1, at, at,
+           CASE WHEN status <> 'RETRYING' THEN at + interval '1 second' END,
+           CASE WHEN status = 'RETRYING' THEN statement_timestamp() + interval '1 day' END, $4, status::cliquet.job_status, $5,
+           'cliquet.bench.history.' || n % 7, json_build_object('product_id', n, 'text', repeat('x', 80)),
+           sha256(n::text::bytea), error
+      FROM made
+    RETURNING id, status, created_at, error
+)
+INSERT INTO cliquet.tasks (job_id, position, status, epoch, attempt, started_at, finished_at, handler, label, error, result)
+SELECT job.id, position, CASE WHEN failed THEN 'FAILED' ELSE 'SUCCESS' END::cliquet.task_status, 1, 1, job.created_at,
+       job.created_at + interval '1 second', 'step_' || position, 'Step ' || position, CASE WHEN failed THEN job.error END,
+       CASE WHEN NOT failed THEN json_build_object('done', true) END
+  FROM job CROSS JOIN generate_series(1, $4) AS position
+ CROSS JOIN LATERAL (SELECT position = $4 AND job.status <> 'SUCCESS' AS failed) AS last";
+
+/// How many jobs of a history are made in one transaction.
+const MADE_AT_ONCE: i64 = 5_000;
+
 impl Bench {
+    /// Makes so many jobs of so many tasks that ended long ago, a few thousand at a time, and tells how many each time.
+    pub(crate) async fn fill(
+        &mut self,
+        jobs: u32,
+        tasks: u32,
+        mut made: impl FnMut(u64),
+    ) -> Result<(), LedgerError> {
+        let all = async {
+            let jobs = i64::from(jobs);
+            for from in (1..=jobs).step_by(MADE_AT_ONCE as usize) {
+                let to = jobs.min(from + MADE_AT_ONCE - 1);
+                sqlx::query(HISTORY)
+                    .bind(from)
+                    .bind(to)
+                    .bind(jobs as f64)
+                    .bind(tasks as i32)
+                    .bind(&self.queue)
+                    .execute(&mut self.connection)
+                    .await?;
+                made((to - from + 1).unsigned_abs());
+            }
+            Ok(())
+        };
+        let all = all.await;
+        self.told(all)
+    }
+
     /// Connects, and keeps other benchmarks from this queue for as long as the connection lives.
     ///
     /// # Errors
@@ -144,19 +202,20 @@ impl Bench {
         })
     }
 
-    /// Makes the table that transaction handlers write to.
+    /// Makes the table that transaction handlers write to, or empties it.
     pub(crate) async fn make_effects(&mut self) -> Result<(), LedgerError> {
         // `CREATE … IF NOT EXISTS` would ask for the right to create even where the table is there.
         let made = async {
-            if !self.has_effects().await? {
-                let create = format!(
+            let make = match self.has_effects().await? {
+                true => format!("TRUNCATE {}", self.effects.name),
+                false => format!(
                     "CREATE TABLE {} (job_id uuid NOT NULL, position integer NOT NULL)",
                     self.effects.name
-                );
-                sqlx::query(AssertSqlSafe(create))
-                    .execute(&mut self.connection)
-                    .await?;
-            }
+                ),
+            };
+            sqlx::query(AssertSqlSafe(make))
+                .execute(&mut self.connection)
+                .await?;
             Ok(())
         };
         let made = made.await;
@@ -267,10 +326,15 @@ impl Bench {
                     .execute(&mut self.connection)
                     .await?;
             }
-            sqlx::query("DELETE FROM cliquet.workers WHERE queue = $1")
-                .bind(&self.queue)
-                .execute(&mut self.connection)
-                .await?;
+            for forgotten in [
+                "DELETE FROM cliquet.workers WHERE queue = $1",
+                "DELETE FROM cliquet.activity WHERE queue = $1",
+            ] {
+                sqlx::query(forgotten)
+                    .bind(&self.queue)
+                    .execute(&mut self.connection)
+                    .await?;
+            }
             Ok(())
         };
         let all = all.await;

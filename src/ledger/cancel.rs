@@ -20,12 +20,18 @@
 //!    next is tried. So it follows the advancing holder until it has the row that the holder needs for its next step.
 //! 4. Fence what is PROCESSING. A new snapshot, and nothing can move any more.
 //!
+//! And a fifth writes down who did it, and why.
+//!
 //! Locks are taken as everywhere: job rows, then task rows. Nothing here is dropped half-way: no `select!`, no timeout.
 
 use sqlx::{Acquire, PgConnection, PgPool, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{LedgerError, connect::Recovery, read::unusable};
+use super::{
+    LedgerError,
+    connect::Recovery,
+    interventions::{Act, By, record, refused},
+};
 use crate::job::{JobId, JobStatus};
 
 /// The error of a task that was running when its job was cancelled.
@@ -47,27 +53,24 @@ pub enum Cancelled {
 
 /// Cancels the jobs that are not over, all in one commit; one answer for each id, in the order asked.
 ///
-/// `reason` becomes the jobs' `error`. A job whose message is still in a queue needs nothing more: the next claim finds it
+/// The reason becomes the jobs' `error`; without one it is [`CANCELLED_TASK`]. A job whose message is still in a queue needs nothing more: the next claim finds it
 /// over. Asking twice is harmless; after an error whose outcome is unknown, ask again.
 ///
 /// # Errors
-/// [`LedgerError::Unavailable`] when Postgres is away, [`LedgerError::Refused`] when it cannot store the reason (a NUL),
-/// [`LedgerError::Schema`] when the database is not migrated.
+/// [`LedgerError::Unavailable`] when Postgres is away, [`LedgerError::Denied`] with the grant that is missing,
+/// [`LedgerError::Refused`] when it cannot store the reason (a NUL), [`LedgerError::Schema`] when the database is not migrated.
 pub async fn cancel(
     pool: &PgPool,
     ids: &[JobId],
-    reason: &str,
+    by: &By,
 ) -> Result<Vec<(JobId, Cancelled)>, LedgerError> {
     let mut repeats = 0;
     let found = loop {
-        match attempt(pool, ids, reason).await {
+        match attempt(pool, ids, by).await {
             Ok(found) => break found,
             Err(error) => match Recovery::of(&error) {
                 Recovery::Repeat | Recovery::Locked if repeats < MOST_REPEATS => repeats += 1,
-                Recovery::Refused => {
-                    return Err(LedgerError::Refused(super::connect::sentence(&error)));
-                }
-                _ => return Err(unusable(pool, &error)),
+                _ => return Err(refused(pool, &error)),
             },
         }
     };
@@ -86,7 +89,7 @@ pub async fn cancel(
 async fn attempt(
     pool: &PgPool,
     ids: &[JobId],
-    reason: &str,
+    by: &By,
 ) -> Result<Vec<(JobId, Cancelled)>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let mut transaction = connection.begin().await?;
@@ -97,9 +100,11 @@ async fn attempt(
         .map(|(id, _)| id.0)
         .collect();
     if !live.is_empty() {
+        let reason = by.reason.as_deref().unwrap_or(CANCELLED_TASK);
         end_jobs(&mut transaction, &live, reason).await?;
         lock_current_tasks(&mut transaction, &live).await?;
         fence_running_tasks(&mut transaction, &live).await?;
+        record(&mut transaction, &live, Act::Cancel, by, None).await?;
     }
     transaction.commit().await?;
     Ok(jobs)

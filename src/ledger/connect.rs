@@ -132,6 +132,21 @@ impl LedgerAddress {
         Self::pool_of(self.options(purpose), most)
     }
 
+    /// A pool for people's questions, which are never to hurt workers: its sessions change nothing, none of them takes longer than
+    /// five seconds or a second processor, and no plan reads a table whole that statistics have not caught up with.
+    pub fn reader_pool(&self, purpose: &str, most: u32) -> PgPool {
+        let bounded = [
+            ("default_transaction_read_only", "on"),
+            ("statement_timeout", "5s"),
+            ("lock_timeout", "2s"),
+            ("plan_cache_mode", "force_custom_plan"),
+            ("max_parallel_workers_per_gather", "0"),
+            ("enable_seqscan", "off"),
+            ("jit", "off"),
+        ];
+        Self::pool_of(self.options(purpose).options(bounded), most)
+    }
+
     fn pool_of(options: PgConnectOptions, most: u32) -> PgPool {
         PgPoolOptions::new()
             .max_connections(most)

@@ -98,6 +98,8 @@ pub(crate) enum Duty {
     Publisher,
     /// Looks.
     Reader,
+    /// Looks, retries, cancels and skips.
+    Operator,
 }
 
 /// A right that the role lacks, and the statement that grants it.
@@ -225,7 +227,7 @@ type Right = (
     &'static [&'static str],
     &'static [&'static str],
 );
-const RIGHTS: [Right; 17] = [
+const RIGHTS: [Right; 30] = [
     (Duty::Worker, "jobs", &["SELECT", "INSERT"], &[]),
     (
         Duty::Worker,
@@ -272,7 +274,29 @@ const RIGHTS: [Right; 17] = [
         Duty::Worker,
         "workers",
         &["UPDATE"],
-        &["locked_at", "seen_at", "stopped_at", "cleared_at", "brakes"],
+        &[
+            "locked_at",
+            "seen_at",
+            "stopped_at",
+            "cleared_at",
+            "brakes",
+            "succeeded",
+            "failed",
+            "in_hand",
+            "running",
+        ],
+    ),
+    (
+        Duty::Worker,
+        "activity",
+        &["SELECT", "INSERT", "DELETE"],
+        &[],
+    ),
+    (
+        Duty::Worker,
+        "activity",
+        &["UPDATE"],
+        &["succeeded", "failed"],
     ),
     (Duty::Worker, "migrations", &["SELECT"], &[]),
     (
@@ -318,6 +342,44 @@ const RIGHTS: [Right; 17] = [
     (Duty::Reader, "failures", &["SELECT"], &[]),
     (Duty::Reader, "workers", &["SELECT"], &[]),
     (Duty::Reader, "migrations", &["SELECT"], &[]),
+    (Duty::Reader, "interventions", &["SELECT"], &[]),
+    (Duty::Reader, "activity", &["SELECT"], &[]),
+    (Duty::Operator, "jobs", &["SELECT"], &[]),
+    (
+        Duty::Operator,
+        "jobs",
+        &["UPDATE"],
+        &[
+            "epoch",
+            "generation",
+            "sent",
+            "holder",
+            "finished_at",
+            "next_attempt_at",
+            "status",
+            "error",
+        ],
+    ),
+    (Duty::Operator, "tasks", &["SELECT"], &[]),
+    (
+        Duty::Operator,
+        "tasks",
+        &["UPDATE"],
+        &[
+            "epoch",
+            "started_at",
+            "finished_at",
+            "attempt",
+            "status",
+            "result",
+            "error",
+        ],
+    ),
+    (Duty::Operator, "failures", &["SELECT"], &[]),
+    (Duty::Operator, "workers", &["SELECT"], &[]),
+    (Duty::Operator, "migrations", &["SELECT"], &[]),
+    (Duty::Operator, "interventions", &["SELECT", "INSERT"], &[]),
+    (Duty::Operator, "activity", &["SELECT"], &[]),
 ];
 
 const HAS_ON_TABLE: &str = r"
@@ -467,7 +529,7 @@ impl Health {
         // The last two check each row that is written.
         let functions: &[&str] = match duty {
             Duty::Worker => &["succeed", "job_is_whole", "task_is_whole"],
-            Duty::Publisher => &["job_is_whole", "task_is_whole"],
+            Duty::Publisher | Duty::Operator => &["job_is_whole", "task_is_whole"],
             Duty::Reader => &[],
         };
         for function in functions {

@@ -6,11 +6,17 @@ mod cancel;
 mod claim;
 mod connect;
 mod defer;
+mod describe;
 mod due;
 mod fail;
+mod find;
+mod groups;
 mod health;
+mod interventions;
 mod lane;
+mod likeness;
 mod message;
+mod overview;
 mod plans;
 mod presence;
 mod prune;
@@ -18,9 +24,11 @@ mod read;
 mod release;
 mod schema;
 mod sent;
+mod skip;
 mod step;
 mod tally;
 mod transaction;
+mod workers;
 
 #[cfg(test)]
 mod tests;
@@ -35,12 +43,16 @@ use tokio::time::{sleep, timeout};
 
 pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
 pub use connect::LedgerAddress;
+pub use find::{Cursor, Find, Found};
+pub use groups::Group;
+pub use interventions::{Act, By, Intervention};
 pub use message::{StoredMessage, message};
-pub use read::{
-    CurrentTask, FailureView, JobDetail, JobFilter, JobProgress, JobSummary, Reads, TaskView,
-};
+pub use overview::{Minute, Overview, StatusCount};
+pub use read::{CurrentTask, FailureView, JobDetail, JobProgress, JobSummary, Reads, TaskView};
 pub use schema::{MigrationState, check, migrate};
+pub use skip::{Skipped, skip};
 pub use transaction::{HandlerTransaction, Transaction};
+pub use workers::{Running, WorkerView};
 
 pub(crate) use advance::{Advance, Committed, Next, Stand, Written};
 pub(crate) use bench::{Audit, Bench, EffectsTable, Updates, Watcher};
@@ -52,11 +64,13 @@ pub(crate) use health::{
     Backlog, Duty, Health, Lacking, Limit, OPEN_TRANSACTIONS, ParkedGroup, RELOAD, Server, Setting,
     Suspect, Table, WHO_WAITS, WorkerFacts,
 };
+pub(crate) use interventions::{may_act, record_retry};
 pub(crate) use plans::Plan;
 pub(crate) use presence::{About, Presence, Present};
 pub(crate) use prune::{Deleted, LEAST_AGE, Pruner, Pruning};
 use release::Release;
 pub(crate) use schema::Standing;
+pub(crate) use skip::note_sent;
 use step::{Step, Stepped};
 pub(crate) use tally::Tally;
 pub(crate) use transaction::Open;
@@ -212,7 +226,10 @@ impl Ledger {
     /// A task ended well.
     pub(crate) async fn advance(&self, advance: Advance) -> Result<Written, LedgerError> {
         match self.lanes.write(Step::Advance(advance)).await? {
-            Stepped::Advanced(written) => Ok(self.told(Transition::Step, written)),
+            Stepped::Advanced(written) => {
+                self.tally.ended_well(written);
+                Ok(self.told(Transition::Step, written))
+            }
             Stepped::Admitted(_) | Stepped::Known => {
                 // The answers of admissions: no advance has them.
                 Err(LedgerError::Closed)
@@ -225,9 +242,11 @@ impl Ledger {
         let began = Instant::now();
         let committed = advance.commit_with(transaction).await;
         match committed {
-            Committed::Yes => self
-                .tally
-                .committed(Transition::Transaction, 1, began.elapsed()),
+            Committed::Yes => {
+                self.tally
+                    .committed(Transition::Transaction, 1, began.elapsed());
+                self.tally.ended_well(Written::Committed);
+            }
             Committed::Fenced => self.tally.fenced(Transition::Transaction),
             Committed::No(_) | Committed::Unknown(_) => {}
         }
@@ -237,6 +256,7 @@ impl Ledger {
     /// An attempt failed.
     pub(crate) async fn fail(&self, fail: Fail) -> Result<Written, LedgerError> {
         let written = self.lanes.write(fail).await?;
+        self.tally.ended_badly(written);
         Ok(self.told(Transition::Fail, written))
     }
 
@@ -276,7 +296,10 @@ impl Ledger {
                 match timeout(lane::NO_ANSWER, asked).await {
                     Ok(Ok(fates)) => {
                         let fate = fates.first().copied().flatten();
-                        return fate.map(|written| self.told(Transition::Transaction, written));
+                        return fate.map(|written| {
+                            self.tally.ended_well(written);
+                            self.told(Transition::Transaction, written)
+                        });
                     }
                     _ => connection.close_on_drop(),
                 }

@@ -15,7 +15,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Duty, Health, Holder, LedgerError,
+    Duty, Health, Holder, LedgerError, Tally,
     connect::{LedgerAddress, sentence},
 };
 use crate::{
@@ -47,6 +47,8 @@ pub(crate) struct Presence {
     sessions: u64,
     /// The handlers that are braked, as JSON; told with each beat.
     brakes: Option<String>,
+    /// What the lanes have done, of which each beat tells.
+    tally: Arc<Tally>,
     metrics: Arc<Metrics>,
 }
 
@@ -56,24 +58,60 @@ pub(crate) type Present = Option<u64>;
 /// How long a heartbeat may take before its session is given up; short, since a session that hangs is no witness.
 const NO_ANSWER: Duration = Duration::from_secs(10);
 
-/// Workers that were dead a week ago and held nothing are forgotten.
+/// Workers that were dead a week ago and held nothing are forgotten, and so is what anybody did two hours ago.
 const REGISTER: &str = r"
 WITH forgotten AS (
     DELETE FROM cliquet.workers worker
      WHERE worker.cleared_at < statement_timestamp() - interval '7 days' AND worker.cleared_at > worker.seen_at
+), past AS (
+    DELETE FROM cliquet.activity WHERE minute < statement_timestamp() - interval '2 hours'
 )
 INSERT INTO cliquet.workers (name, host, pid, version, queue, patience)
 VALUES ($1, $2, $3, $4, $5, make_interval(secs => $6)) RETURNING id";
 
-/// Which of these runs are no longer ours: cancelled, or taken over.
-const BEAT: &str = r"
-WITH beat AS (
-    UPDATE cliquet.workers SET seen_at = clock_timestamp(), brakes = $4::jsonb WHERE id = $1
+/// What has ended since the last beat, in the minute of this one. The worker tells totals, and the difference is taken here: a
+/// beat that is sent again, since its answer got lost, adds nothing. Nobody else writes these rows.
+macro_rules! told {
+    () => {
+        r"told AS (
+    INSERT INTO cliquet.activity (worker, minute, queue, succeeded, failed)
+    SELECT worker.id, date_trunc('minute', statement_timestamp()), worker.queue, $2 - worker.succeeded, $3 - worker.failed
+      FROM cliquet.workers worker WHERE worker.id = $1 AND ($2 > worker.succeeded OR $3 > worker.failed)
+    ON CONFLICT (worker, minute)
+    DO UPDATE SET succeeded = activity.succeeded + excluded.succeeded, failed = activity.failed + excluded.failed
+), past AS (
+    DELETE FROM cliquet.activity WHERE worker = $1 AND minute < statement_timestamp() - interval '2 hours'
+)"
+    };
+}
+
+/// Which of these runs are no longer ours: cancelled, or taken over. The rest is told: all of them by number, and which they are
+/// if they have been there for a second.
+const BEAT: &str = concat!(
+    "WITH ",
+    told!(),
+    r", run AS MATERIALIZED (
+    SELECT v.job_id, v.epoch, job.epoch IS DISTINCT FROM v.epoch OR job.status <> 'PROCESSING' AS lost, job.created_at
+      FROM unnest($4::uuid[], $5::int8[]) AS v (job_id, epoch)
+      LEFT JOIN cliquet.jobs job ON job.id = v.job_id
+), beat AS (
+    UPDATE cliquet.workers
+       SET seen_at = clock_timestamp(), brakes = $6::jsonb, succeeded = $2, failed = $3,
+           in_hand = (SELECT count(*) FROM run WHERE NOT run.lost),
+           running = (SELECT array_agg(run.job_id ORDER BY run.created_at) FROM run
+                       WHERE NOT run.lost AND run.created_at < statement_timestamp() - interval '1 second')
+     WHERE id = $1
 )
-SELECT v.job_id, v.epoch
-  FROM unnest($2::uuid[], $3::int8[]) AS v (job_id, epoch)
-  LEFT JOIN cliquet.jobs job ON job.id = v.job_id
- WHERE job.epoch IS DISTINCT FROM v.epoch OR job.status <> 'PROCESSING'";
+SELECT run.job_id, run.epoch FROM run WHERE run.lost"
+);
+
+const GOODBYE: &str = concat!(
+    "WITH ",
+    told!(),
+    r"
+UPDATE cliquet.workers SET stopped_at = clock_timestamp(), succeeded = $2, failed = $3, in_hand = 0, running = NULL
+ WHERE id = $1"
+);
 
 impl Presence {
     /// Registers this process and takes its lock, waiting for a database that is not there yet.
@@ -142,6 +180,7 @@ impl Presence {
             present: watch::Sender::new(None),
             sessions: 0,
             brakes: None,
+            tally: Arc::default(),
             metrics: Arc::default(),
         };
         presence.lock(session).await?;
@@ -158,6 +197,11 @@ impl Presence {
         metrics.connected(Wire::Heartbeat, false);
         metrics.heartbeat();
         self.metrics = metrics;
+    }
+
+    /// From now on each beat tells what these count.
+    pub(crate) fn tell_what_ends(&mut self, tally: Arc<Tally>) {
+        self.tally = tally;
     }
 
     /// The session while tasks may start: the lock is held, and since it was taken a beat has told which runs are lost.
@@ -235,9 +279,12 @@ impl Presence {
             self.lock(session).await?;
             self.metrics.connected(Wire::Heartbeat, true);
         }
+        let (succeeded, failed) = self.ended();
         let session = self.session.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         let rows = sqlx::query(BEAT)
             .bind(self.holder.id)
+            .bind(succeeded)
+            .bind(failed)
             .bind(running.iter().map(|(job, _)| job.0).collect::<Vec<_>>())
             .bind(running.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>())
             .bind(&self.brakes)
@@ -246,6 +293,13 @@ impl Presence {
         rows.iter()
             .map(|row| Ok((JobId(row.try_get("job_id")?), Epoch(row.try_get("epoch")?))))
             .collect()
+    }
+
+    /// How many tasks ended well, and how many attempts failed, as the ledger keeps it.
+    fn ended(&self) -> (i64, i64) {
+        let (succeeded, failed) = self.tally.ended();
+        let kept = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        (kept(succeeded), kept(failed))
     }
 
     /// Takes the lock on this session. That is no heartbeat yet: a worker that could lock and not beat would look alive, and do
@@ -266,13 +320,14 @@ impl Presence {
 
     /// Says goodbye: whatever the worker still holds may be taken over at once.
     pub(crate) async fn end(mut self) {
+        let (succeeded, failed) = self.ended();
         if let Some(mut session) = self.session.take() {
             cut!(BeforeGoodbye);
-            let goodbye = sqlx::query(
-                "UPDATE cliquet.workers SET stopped_at = clock_timestamp() WHERE id = $1",
-            )
-            .bind(self.holder.id)
-            .execute(&mut session);
+            let goodbye = sqlx::query(GOODBYE)
+                .bind(self.holder.id)
+                .bind(succeeded)
+                .bind(failed)
+                .execute(&mut session);
             if timeout(Duration::from_secs(2), goodbye).await.is_ok() {
                 cut!(AfterGoodbye);
                 let _ = timeout(Duration::from_secs(1), session.close()).await;

@@ -1,4 +1,4 @@
-//! Pruning: jobs that have been over for long are deleted, with their tasks and their history.
+//! Pruning: jobs that have been over for long are deleted, with their tasks and their history, what people did to them included.
 //!
 //! A job that is deleted is unknown: should a copy of its message still lie somewhere, it would run anew, from its first task.
 //! Hence [`LEAST_AGE`]: everything that is under way by itself has arrived by then.
@@ -59,6 +59,8 @@ WITH job AS (
     DELETE FROM cliquet.tasks WHERE job_id = ANY (ARRAY(SELECT id FROM job)) RETURNING job_id
 ), failure AS (
     DELETE FROM cliquet.failures WHERE job_id = ANY (ARRAY(SELECT id FROM job)) RETURNING job_id
+), intervention AS (
+    DELETE FROM cliquet.interventions WHERE job_id = ANY (ARRAY(SELECT id FROM job))
 )
 SELECT status::text AS status, count(*) AS jobs, (SELECT count(*) FROM task) AS tasks, (SELECT count(*) FROM failure) AS failures
   FROM job GROUP BY job.status";

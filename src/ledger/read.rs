@@ -9,32 +9,25 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{LedgerError, connect};
+use super::{
+    LedgerError, connect,
+    interventions::{Intervention, interventions},
+    overview::Counts,
+};
 use crate::job::{Epoch, Generation, JobId, JobStatus, Position, TaskStatus};
 
 /// Reads of the ledger over a small pool of connections.
 #[derive(Clone, Debug)]
 pub struct Reads {
     pool: PgPool,
-}
-
-/// Which jobs a list shows; the default is every job.
-#[derive(Clone, Debug, Default)]
-pub struct JobFilter {
-    /// Only these statuses; every status when empty.
-    pub status: Vec<JobStatus>,
-    /// Only this kind.
-    pub kind: Option<String>,
-    /// Only jobs of this work queue.
-    pub queue: Option<String>,
-    /// At most so many, the newest ones.
-    pub limit: Option<u32>,
+    pub(super) counts: Counts,
 }
 
 /// One job as lists show it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct JobSummary {
     /// The job's id.
     pub id: JobId,
@@ -46,7 +39,7 @@ pub struct JobSummary {
     pub queue: String,
     /// The generation of its present message.
     pub generation: Generation,
-    /// The number of its claims (and of its cancelling).
+    /// The number of its claims, and of what operators did to it.
     pub epoch: Epoch,
     /// Why it waits, was given up or was cancelled.
     pub error: Option<String>,
@@ -66,6 +59,9 @@ pub struct JobSummary {
     pub attempts: i32,
     /// The name of the worker that runs it now.
     pub holder: Option<String>,
+    /// What people read of the task that it stands at; only lists tell it here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
 }
 
 impl JobSummary {
@@ -79,21 +75,24 @@ impl JobSummary {
 }
 
 /// One job with everything about it: what `cliquet show --json` prints.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct JobDetail {
     /// What lists show of it.
     #[serde(flatten)]
     pub job: JobSummary,
     /// What all its tasks share, as the publisher wrote it.
+    #[schema(value_type = serde_json::Value)]
     pub payload: Box<RawValue>,
     /// Its tasks in their order.
     pub tasks: Vec<TaskView>,
     /// Every attempt that failed or crashed, oldest first.
     pub failures: Vec<FailureView>,
+    /// What people did to it, oldest first.
+    pub interventions: Vec<Intervention>,
 }
 
 /// One task of a job.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct TaskView {
     /// Its place, from 1.
     pub position: Position,
@@ -110,8 +109,10 @@ pub struct TaskView {
     /// Why its last attempt failed.
     pub error: Option<String>,
     /// What the message gives it, as the publisher wrote it; `null` for nothing.
+    #[schema(value_type = serde_json::Value)]
     pub input: Option<Box<RawValue>>,
     /// What its handler answered; `null` for nothing.
+    #[schema(value_type = serde_json::Value)]
     pub result: Option<Box<RawValue>>,
     /// When its present or last attempt began.
     pub started_at: Option<DateTime<Utc>>,
@@ -120,7 +121,7 @@ pub struct TaskView {
 }
 
 /// One attempt that failed or crashed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FailureView {
     /// Which task.
     pub position: Position,
@@ -139,7 +140,7 @@ pub struct FailureView {
 }
 
 /// A job on its way: its summary and the first task that is not SUCCESS.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct JobProgress {
     /// What lists show of it.
     #[serde(flatten)]
@@ -149,7 +150,7 @@ pub struct JobProgress {
 }
 
 /// The task a job stands at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CurrentTask {
     /// Its place, from 1.
     pub position: Position,
@@ -166,46 +167,15 @@ pub struct CurrentTask {
 impl Reads {
     /// Reads over this pool.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self {
+            pool,
+            counts: Counts::default(),
+        }
     }
 
     /// The pool, for the verbs of the ledger that need one.
     pub fn pool(&self) -> &PgPool {
         &self.pool
-    }
-
-    /// The jobs that fit the filter, newest first.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
-    pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobSummary>, LedgerError> {
-        let status = (!filter.status.is_empty()).then(|| {
-            let words = filter.status.iter().map(|status| status.as_str());
-            words.collect::<Vec<_>>()
-        });
-        // Limited before anything is joined, so that a list of 20 looks up 20 jobs' tasks.
-        let rows = sqlx::query(
-            "SELECT j.id, j.kind, j.status::text, j.queue, j.generation, j.epoch, j.error, j.total, j.created_at,
-                    j.started_at, j.finished_at, j.next_attempt_at, j.attempts, w.name AS holder,
-                    (SELECT count(*) FROM cliquet.tasks t WHERE t.job_id = j.id AND t.status = 'SUCCESS') AS done
-             FROM (SELECT * FROM cliquet.jobs
-                   WHERE ($1::text[] IS NULL OR status = ANY ($1::text[]::cliquet.job_status[]))
-                     AND ($2::text IS NULL OR kind = $2) AND ($3::text IS NULL OR queue = $3)
-                   ORDER BY created_at DESC, id DESC LIMIT $4) j
-             LEFT JOIN cliquet.workers w ON w.id = j.holder
-             ORDER BY j.created_at DESC, j.id DESC",
-        )
-        .bind(status)
-        .bind(filter.kind.as_deref())
-        .bind(filter.queue.as_deref())
-        .bind(filter.limit.map(i64::from))
-        .fetch_all(&self.pool)
-        .await
-        .map_err(|error| unusable(&self.pool, &error))?;
-        rows.iter()
-            .map(summary)
-            .collect::<Result<_, _>>()
-            .map_err(|error| unusable(&self.pool, &error))
     }
 
     /// How many jobs there are in each status, in the order of a life; statuses without a job are left out. Reads every job.
@@ -227,7 +197,7 @@ impl Reads {
             .map_err(|error| unusable(&self.pool, &error))
     }
 
-    /// One job with its tasks and failures, all of one moment; `None` when the ledger does not know the id.
+    /// One job with its tasks, its failures and what people did to it, all of one moment; `None` when the ledger does not know the id.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
@@ -257,7 +227,7 @@ const SUMMARY_OF_ONE: &str = "
     WHERE j.id = $1";
 
 async fn detail(pool: &PgPool, id: JobId) -> Result<Option<JobDetail>, sqlx::Error> {
-    // One snapshot for all three reads: a job is never shown over with a task that still runs.
+    // One snapshot for all of it: a job is never shown over with a task that still runs.
     let mut snapshot = pool
         .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await?;
@@ -273,6 +243,7 @@ async fn detail(pool: &PgPool, id: JobId) -> Result<Option<JobDetail>, sqlx::Err
         payload: json(&row, "payload")?.unwrap_or_else(crate::job::null),
         tasks: tasks(&mut snapshot, id).await?,
         failures: failures(&mut snapshot, id).await?,
+        interventions: interventions(&mut snapshot, id).await?,
     };
     snapshot.commit().await?;
     Ok(Some(detail))
@@ -365,7 +336,7 @@ async fn progress(pool: &PgPool, id: JobId) -> Result<Option<JobProgress>, sqlx:
     }))
 }
 
-fn summary(row: &PgRow) -> Result<JobSummary, sqlx::Error> {
+pub(super) fn summary(row: &PgRow) -> Result<JobSummary, sqlx::Error> {
     let id: Uuid = row.try_get("id")?;
     Ok(JobSummary {
         id: JobId(id),
@@ -383,6 +354,7 @@ fn summary(row: &PgRow) -> Result<JobSummary, sqlx::Error> {
         next_attempt_at: row.try_get("next_attempt_at")?,
         attempts: row.try_get("attempts")?,
         holder: row.try_get("holder")?,
+        label: None,
     })
 }
 

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 9] = [
+const MIGRATIONS: [(i64, &str, &str); 12] = [
     (
         1,
         "jobs and tasks",
@@ -58,6 +58,21 @@ const MIGRATIONS: [(i64, &str, &str); 9] = [
         9,
         "brakes",
         include_str!("../../migrations/0009_brakes.sql"),
+    ),
+    (
+        10,
+        "interventions",
+        include_str!("../../migrations/0010_interventions.sql"),
+    ),
+    (
+        11,
+        "activity",
+        include_str!("../../migrations/0011_activity.sql"),
+    ),
+    (
+        12,
+        "ways to find jobs",
+        include_str!("../../migrations/0012_ways_to_find_jobs.sql"),
     ),
 ];
 

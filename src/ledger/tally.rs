@@ -1,7 +1,8 @@
 //! What a process's ledger has done, told where it is done.
 //!
-//! Metrics go to whatever recorder the process has, and cannot be read back. One number is: the benchmark reads how many
-//! commits there were, and measures a worker without a recorder. So this is where the ledger counts, for both.
+//! Metrics go to whatever recorder the process has, and cannot be read back. Some numbers are: the benchmark reads how many
+//! commits there were, and measures a worker without a recorder; the heartbeat tells how many tasks ended. So this is where
+//! the ledger counts, for all of them.
 
 use std::{
     sync::{
@@ -11,12 +12,15 @@ use std::{
     time::Duration,
 };
 
+use super::Written;
 use crate::metrics::{Metrics, Transition, Wire};
 
 /// Counts since the worker was built; read at any time.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     commits: AtomicU64,
+    succeeded: AtomicU64,
+    failed: AtomicU64,
     /// Theirs are the recorder that the worker found when it began, which is later.
     metrics: OnceLock<Arc<Metrics>>,
 }
@@ -47,6 +51,24 @@ impl Tally {
         if let Some(metrics) = self.metrics.get() {
             metrics.connected(Wire::Lanes, true);
         }
+    }
+
+    /// A task's SUCCESS was written, or fenced.
+    pub(super) fn ended_well(&self, written: Written) {
+        self.succeeded
+            .fetch_add(u64::from(written == Written::Committed), Ordering::Relaxed);
+    }
+
+    /// An attempt's failure was written, or fenced.
+    pub(super) fn ended_badly(&self, written: Written) {
+        self.failed
+            .fetch_add(u64::from(written == Written::Committed), Ordering::Relaxed);
+    }
+
+    /// How many tasks ended well, and how many attempts failed, so far.
+    pub(super) fn ended(&self) -> (u64, u64) {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (read(&self.succeeded), read(&self.failed))
     }
 
     /// Commits so far; presence and reconciling are not counted.

@@ -5,6 +5,7 @@
 //! database's clock, or seen by a reader that asks for it.
 
 mod load;
+mod readers;
 mod report;
 mod worker;
 
@@ -17,7 +18,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{load::Jobs, report::Report, worker::Hired};
+use self::{
+    load::Jobs,
+    readers::{Answers, Readers},
+    report::Report,
+    worker::Hired,
+};
 use super::{Desk, failure::Failure, output::note};
 use crate::{
     broker::{Publisher, Topology},
@@ -41,17 +47,20 @@ Examples:
   cliquet bench
   cliquet bench --concurrency 256 --jobs 50000
   cliquet bench --handler transaction --json | jq .tasks_per_second
-  cliquet bench --jobs 0 --rate 500 --rate-seconds 60"#;
+  cliquet bench --jobs 0 --rate 500 --rate-seconds 60
+  cliquet bench --history 5000000 --readers 10      how long lists take, and cost"#;
 
 /// What every benchmark's queue begins with: nothing else is ever removed.
 const QUEUE: &str = "cliquet.bench";
 /// A worker that does nothing for so long has stalled.
 const STALLED: Duration = Duration::from_secs(60);
+/// The tasks of a job that ended long ago.
+const HISTORY_TASKS: u32 = 5;
 /// The pause between two looks at the worker's progress.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// `cliquet bench`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Bench {
     /// Jobs in the backlog; 0 leaves it out
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
@@ -74,6 +83,15 @@ pub(super) struct Bench {
     /// For how long they are published
     #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=86_400))]
     rate_seconds: u32,
+    /// Finished tasks that lie in the ledger already; they are made first, and removed at the end
+    #[arg(long, default_value_t = 0, value_name = "TASKS", value_parser = clap::value_parser!(u32).range(0..=100_000_000))]
+    history: u32,
+    /// People who look at lists and jobs while the backlog is worked through a second time
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=200))]
+    readers: u32,
+    /// The pause of each after each answer
+    #[arg(long, default_value = "500ms", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    read_every: Duration,
     /// Uses queues and rows of this name, beside another benchmark
     #[arg(long, value_name = "NAME", value_parser = name)]
     name: Option<String>,
@@ -102,15 +120,16 @@ impl Does {
 }
 
 fn name(text: &str) -> Result<String, String> {
-    // `dead` would be the dead queue of the benchmark without a name.
+    // These would be queues of the benchmark without a name.
     let fits = !text.is_empty()
         && text.len() <= 30
-        && text != "dead"
+        && !["dead", "history"].contains(&text)
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    fits.then(|| text.to_owned())
-        .ok_or_else(|| "expected 1 to 30 letters, digits, - or _, and not `dead`".to_owned())
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        "expected 1 to 30 letters, digits, - or _, and neither `dead` nor `history`".to_owned()
+    })
 }
 
 /// The delay queues of a benchmark: nothing fails in it, so one will do.
@@ -137,20 +156,66 @@ impl Bench {
         ground.remove(None, |_| {}).await?;
         topology.delete(&broker, &identity).await?;
 
+        // Its own queue: what ended long ago is in nobody's way.
+        let history = format!("{}.history", desk.config.queue);
+        let mut history = ledger::Bench::begin(&desk.database()?, &history).await?;
+        history.remove(None, |_| {}).await?;
+
         // Every id that follows is greater.
         let first = JobId::new();
-        let measured = self
-            .measure(&desk, &topology, &mut ground, first, &stop)
-            .await;
+        let measured = async {
+            self.remember(&mut history).await?;
+            self.measure_all(&desk, &topology, &mut ground, first, &stop)
+                .await
+        };
+        let measured = measured.await;
         let cleaned = self.clean(&desk, &topology, &mut ground, first).await;
+        let forgotten = history.remove(None, |_| {}).await;
+        history.close().await;
         ground.close().await;
         let report = measured?;
         cleaned?;
+        forgotten?;
         report.print(&mut desk)?;
         Ok(match report.verified {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,
         })
+    }
+
+    /// Makes what ended long ago.
+    async fn remember(&self, history: &mut ledger::Bench) -> Result<(), Failure> {
+        let jobs = self.history / HISTORY_TASKS;
+        let bar = load::bar(u64::from(jobs), "jobs of long ago");
+        history
+            .fill(jobs, HISTORY_TASKS, |made| bar.inc(made))
+            .await?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    async fn measure_all(
+        &self,
+        desk: &Desk,
+        topology: &Topology,
+        ground: &mut ledger::Bench,
+        first: JobId,
+        stop: &CancellationToken,
+    ) -> Result<Report, Failure> {
+        let (mut report, _) = self.measure(desk, topology, ground, first, 0, stop).await?;
+        if self.readers > 0 && self.jobs > 0 {
+            // The first backlog is out of the way of the second one's counts.
+            let again = Self {
+                rate: 0,
+                ..self.clone()
+            };
+            let second = JobId::new();
+            let (watched, answers) = again
+                .measure(desk, topology, ground, second, self.readers, stop)
+                .await?;
+            report.watched(self.readers, watched, answers.unwrap_or_default());
+        }
+        Ok(report)
     }
 
     async fn measure(
@@ -159,8 +224,9 @@ impl Bench {
         topology: &Topology,
         ground: &mut ledger::Bench,
         first: JobId,
+        readers: u32,
         stop: &CancellationToken,
-    ) -> Result<Report, Failure> {
+    ) -> Result<(Report, Option<Answers>), Failure> {
         let jobs = Jobs::new(self.tasks, self.payload_bytes, self.handler)?;
         topology.declare(&desk.broker()?, &desk.identity()).await?;
         if self.handler == Does::Transaction {
@@ -184,10 +250,22 @@ impl Bench {
         load::backlog(&publisher, &jobs, self.jobs, stop).await?;
         let mut report = Report::new(self, &desk.config);
         let mut hired = Hired::start(desk, self.handler)?;
+        let mut answers = None;
         let worked = async {
+            let readers = match readers {
+                0 => None,
+                readers => Some(Readers::start(
+                    &desk.reads().await?,
+                    readers,
+                    self.read_every,
+                )),
+            };
             hired.ready(desk, topology, stop).await?;
             if self.jobs > 0 {
                 self.progress(&mut hired, ground, first, stop).await?;
+                if let Some(readers) = readers {
+                    answers = Some(readers.answers().await?);
+                }
                 let ended = hired.counts()?;
                 let audit = ground.audit(first).await?;
                 report.backlog(&ended, &audit);
@@ -218,7 +296,7 @@ impl Bench {
         publisher.close().await;
         report.end(&ended, ground.audit(first).await?, waiting);
         report.updates(before, ground.updates_of_tasks().await?);
-        Ok(report)
+        Ok((report, answers))
     }
 
     /// Follows the worker until every job of the backlog is SUCCESS.

@@ -1,14 +1,20 @@
 //! `cliquet cancel`: ends jobs.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{Desk, failure::Failure, job_id, output::note};
+use super::{
+    Desk,
+    acts::{Acts, Operator},
+    failure::Failure,
+    job_id,
+    output::note,
+};
 use crate::{
     job::{JobId, JobStatus},
-    ledger::{CANCELLED_TASK, Cancelled, cancel},
+    ledger::Cancelled,
 };
 
 pub(super) const HELP: &str = "\
@@ -26,9 +32,12 @@ pub(super) struct Cancel {
     #[arg(required = true, value_name = "ID", value_parser = job_id)]
     ids: Vec<JobId>,
 
-    /// Why: becomes the jobs' error
-    #[arg(long, default_value = CANCELLED_TASK)]
-    reason: String,
+    /// Why: becomes the jobs' error [default: cancelled by an operator]
+    #[arg(long)]
+    reason: Option<String>,
+
+    #[command(flatten)]
+    operator: Operator,
 }
 
 #[derive(Serialize)]
@@ -42,14 +51,15 @@ struct Line {
 
 impl Cancel {
     pub(super) async fn run(self, mut desk: Desk) -> Result<ExitCode, Failure> {
-        if self.reason.trim().is_empty() {
+        let by = self.operator.by(self.reason.as_deref());
+        if self.reason.is_some() && by.reason.is_none() {
             return Err(Failure::usage(
                 "--reason is empty; say why, or leave it out",
             ));
         }
-        let reads = desk.reads().await?;
+        let acts = Acts::new(Arc::new(desk.config.clone()), desk.ledger().await?);
         let mut all = true;
-        for (id, outcome) in cancel(reads.pool(), &self.ids, &self.reason).await? {
+        for (id, outcome) in acts.cancel_all(&self.ids, &by).await? {
             let (word, status) = match outcome {
                 Cancelled::Cancelled => ("cancelled", Some(JobStatus::Cancelled)),
                 Cancelled::AlreadyOver(status) => ("already_over", Some(status)),

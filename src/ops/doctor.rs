@@ -60,6 +60,8 @@ enum DutyOption {
     Publisher,
     /// Looks at jobs
     Reader,
+    /// Looks at jobs, retries, cancels and skips
+    Operator,
 }
 
 /// How bad it is.
@@ -161,6 +163,7 @@ impl Doctor {
             DutyOption::Worker => Duty::Worker,
             DutyOption::Publisher => Duty::Publisher,
             DutyOption::Reader => Duty::Reader,
+            DutyOption::Operator => Duty::Operator,
         };
         let broker = rabbitmq::Broker {
             address,

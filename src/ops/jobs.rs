@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     job::JobStatus,
-    ledger::{JobFilter, JobSummary},
+    ledger::{Cursor, Find, JobSummary, Reads},
 };
 
 pub(super) const HELP: &str = "\
@@ -22,6 +23,7 @@ Examples:
   cliquet jobs                                       the newest 20
   cliquet jobs --status FAILED,RETRYING --limit 100
   cliquet jobs --kind shop.publish --json | jq -r .id
+  cliquet jobs --handler upload_image --error 'HTTP 503' --since 2h
   cliquet jobs --count                               how many there are in each status
   cliquet jobs --status FAILED --limit 100000 --json | jq -r .id | xargs cliquet retry";
 
@@ -40,12 +42,32 @@ pub(super) struct Jobs {
     #[arg(long)]
     queue: Option<String>,
 
+    /// Only jobs that stand at a task of this handler
+    #[arg(long, value_name = "NAME")]
+    handler: Option<String>,
+
+    /// Only jobs whose error contains this, in any case
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+
+    /// Only jobs created then or after: 2h (ago), or 2026-11-28T22:00:00Z
+    #[arg(long, value_name = "WHEN", value_parser = when)]
+    since: Option<DateTime<Utc>>,
+
+    /// Only jobs created before
+    #[arg(long, value_name = "WHEN", value_parser = when)]
+    until: Option<DateTime<Utc>>,
+
+    /// Go on behind this place, which the list before has told
+    #[arg(long, value_name = "PLACE")]
+    after: Option<Cursor>,
+
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
 
     /// Print how many jobs there are in each status, in place of the list
-    #[arg(long, conflicts_with_all = ["status", "kind", "limit"])]
+    #[arg(long, conflicts_with_all = ["status", "kind", "handler", "error", "since", "until", "after", "limit"])]
     count: bool,
 }
 
@@ -57,8 +79,9 @@ struct Count {
 
 impl Jobs {
     pub(super) async fn run(self, mut desk: Desk) -> Result<ExitCode, Failure> {
-        let reads = desk.reads().await?;
         if self.count {
+            // Without a reader's limit of time: it reads every job.
+            let reads = Reads::new(desk.ledger().await?);
             let counts = reads.counts(self.queue.as_deref()).await?;
             let mut table = Table::new(&["STATUS", "JOBS"]);
             for (status, jobs) in counts {
@@ -73,18 +96,35 @@ impl Jobs {
             return Ok(ExitCode::SUCCESS);
         }
 
-        let jobs = reads
-            .jobs(&JobFilter {
-                status: self.status,
-                kind: self.kind,
-                queue: self.queue,
-                limit: Some(self.limit),
-            })
-            .await?;
+        let reads = desk.reads().await?;
+        let mut find = Find {
+            status: self.status,
+            kind: self.kind,
+            queue: self.queue,
+            handler: self.handler,
+            error: self.error,
+            likeness: None,
+            since: self.since,
+            until: self.until,
+            after: self.after,
+            limit: self.limit,
+        };
+        let mut jobs = Vec::new();
+        // A page has 500 at the most, and one that ends early says where to go on.
+        let next = loop {
+            let page = reads.find(&find).await?;
+            find.limit -= (page.jobs.len() as u32).min(find.limit);
+            jobs.extend(page.jobs);
+            find.after = page.next;
+            if find.limit == 0 || page.next.is_none() {
+                break page.next;
+            }
+        };
         if desk.json {
             for job in &jobs {
                 desk.output.json(job)?;
             }
+            tell_next(next);
             return Ok(ExitCode::SUCCESS);
         }
         if jobs.is_empty() {
@@ -104,14 +144,29 @@ impl Jobs {
             ]);
         }
         table.print(&mut desk.output, "")?;
-        if jobs.len() == self.limit as usize {
-            note(format_args!(
-                "the newest {}; --limit shows more",
-                self.limit
-            ));
-        }
+        tell_next(next);
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn tell_next(next: Option<Cursor>) {
+    if let Some(next) = next {
+        note(format_args!(
+            "there are more: --limit shows them, or --after {next}"
+        ));
+    }
+}
+
+/// A time, or how long ago it was.
+fn when(text: &str) -> Result<DateTime<Utc>, String> {
+    let ago = || {
+        let span = TimeDelta::from_std(humantime::parse_duration(text).ok()?).ok()?;
+        now().checked_sub_signed(span)
+    };
+    text.parse().ok().or_else(ago).ok_or_else(|| {
+        "expected a time such as 2026-11-28T22:00:00Z, or how long ago it was, such as 2h"
+            .to_owned()
+    })
 }
 
 /// What a person wants to know of a job beside its status.

@@ -1,4 +1,4 @@
-//! For people: the command line.
+//! For people: the command line, and in `web` the same over HTTP.
 //!
 //! One file a command. Data goes to standard output and everything else to standard error, so that every command can stand
 //! in a pipe; `--json` prints one JSON object a line. The exit status is 0 when all was done, 1 when something failed or was
@@ -6,6 +6,7 @@
 //!
 //! Addresses are never given as options: they hold passwords, and options are seen by everyone in `ps`.
 
+mod acts;
 mod bench;
 mod cancel;
 mod completions;
@@ -21,19 +22,22 @@ mod publish;
 mod retry;
 mod send;
 mod show;
+mod skip;
 mod table;
 mod topology;
 mod watch;
+mod web;
 mod words;
 mod work;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use sqlx::PgPool;
 use tokio::time::timeout;
 
 use crate::{
-    broker::{Address, Identity},
+    broker::{self, Address, Identity},
     config::{Config, environment},
     job::JobId,
     ledger::{LedgerAddress, Reads, check},
@@ -45,11 +49,15 @@ use output::Output;
 /// How long a person waits for Postgres to answer at all.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
 
+/// How Postgres knows our sessions.
+const COMMAND_LINE: &str = "command line";
+
 const ENVIRONMENT: &str = "\
 Environment:
   AMQP_URL       where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST
   DATABASE_URL   where Postgres is: postgres://USER:PASSWORD@HOST:PORT/DATABASE
   CLIQUET_…      every key of cliquet.toml: CLIQUET_QUEUE, CLIQUET_RETRY_MAX …
+  CLIQUET_OPERATOR   who retries, cancels and skips, for the jobs' history
   RUST_LOG       what is logged to standard error: cliquet=debug,lapin=info
 
 The environment wins over the file.
@@ -98,7 +106,10 @@ struct Common {
 enum Command {
     /// Run jobs until asked to stop
     #[command(after_help = work::HELP)]
-    Work,
+    Work(work::Work),
+    /// Serve the page and the API for operators, and what probes ask
+    #[command(after_help = web::HELP)]
+    Web(web::Web),
     /// Give jobs to the workers: one JSON message a line
     #[command(after_help = publish::HELP)]
     Publish(publish::Publish),
@@ -114,6 +125,9 @@ enum Command {
     /// End jobs that are not over
     #[command(after_help = cancel::HELP)]
     Cancel(cancel::Cancel),
+    /// Take the task that a job stands at for done
+    #[command(after_help = skip::HELP)]
+    Skip(skip::Skip),
     /// Look at what is parked in the dead queue; retry or drop it
     #[command(after_help = dead::HELP)]
     Dead(dead::Dead),
@@ -176,8 +190,8 @@ impl Cli {
 
     fn run_with_settings(self) -> ExitCode {
         let (format, usual) = match (&self.command, self.common.json) {
-            (Command::Work, true) => (LogFormat::Json, telemetry::STORY),
-            (Command::Work, false) => (LogFormat::Text, telemetry::STORY),
+            (Command::Work(_), true) => (LogFormat::Json, telemetry::STORY),
+            (Command::Work(_), false) => (LogFormat::Text, telemetry::STORY),
             _ => (LogFormat::Text, telemetry::WARNINGS),
         };
         let ended = telemetry::init(format, usual)
@@ -197,12 +211,14 @@ impl Cli {
     async fn dispatch(self) -> Result<ExitCode, Failure> {
         let desk = Desk::open(&self.common)?;
         match self.command {
-            Command::Work => work::run(desk).await,
+            Command::Work(command) => command.run(desk).await,
+            Command::Web(command) => command.run(desk).await,
             Command::Publish(command) => command.run(desk).await,
             Command::Jobs(command) => command.run(desk).await,
             Command::Show(command) => command.run(desk).await,
             Command::Retry(command) => command.run(desk).await,
             Command::Cancel(command) => command.run(desk).await,
+            Command::Skip(command) => command.run(desk).await,
             Command::Dead(command) => command.run(desk).await,
             Command::Prune(command) => command.run(desk).await,
             Command::Migrate => migrate::run(desk).await,
@@ -248,6 +264,17 @@ impl Desk {
 
     /// The ledger for reading, after a look whether it is there and migrated: the pool would wait before it says so.
     async fn reads(&self) -> Result<Reads, Failure> {
+        let address = self.checked().await?;
+        Ok(Reads::new(address.reader_pool(COMMAND_LINE, 2)))
+    }
+
+    /// The ledger for whatever is to be changed, after the same look.
+    async fn ledger(&self) -> Result<PgPool, Failure> {
+        let address = self.checked().await?;
+        Ok(address.pool(COMMAND_LINE, 2))
+    }
+
+    async fn checked(&self) -> Result<LedgerAddress, Failure> {
         let address = self.database()?;
         match timeout(FIRST_ANSWER, check(&address)).await {
             Ok(checked) => checked?,
@@ -258,21 +285,33 @@ impl Desk {
                 )));
             }
         }
-        Ok(Reads::new(address.pool("command line", 2)))
+        Ok(address)
     }
 
     fn broker(&self) -> Result<Address, Failure> {
-        Address::parse(&self.config.amqp_url)
+        Self::broker_of(&self.config)
+    }
+
+    fn broker_of(config: &Config) -> Result<Address, Failure> {
+        Address::parse(&config.amqp_url)
             .map_err(|sentence| Failure::usage(format!("AMQP_URL: {sentence}")))
     }
 
-    fn topology(&self, queue: &str) -> Result<crate::broker::Topology, Failure> {
-        crate::broker::Topology::new(queue, self.config.ladder.clone()).map_err(Failure::usage)
+    fn topology(&self, queue: &str) -> Result<broker::Topology, Failure> {
+        Self::topology_of(&self.config, queue)
+    }
+
+    fn topology_of(config: &Config, queue: &str) -> Result<broker::Topology, Failure> {
+        broker::Topology::new(queue, config.ladder.clone()).map_err(Failure::usage)
     }
 
     fn identity(&self) -> Identity {
+        Self::identity_of(&self.config)
+    }
+
+    fn identity_of(config: &Config) -> Identity {
         Identity {
-            name: self.config.name.clone(),
+            name: config.name.clone(),
         }
     }
 }

@@ -85,7 +85,7 @@ impl Publish {
             return Ok(ExitCode::SUCCESS);
         }
         let queue = desk.config.queue.clone();
-        let publisher = publisher(&desk, &queue, IN_FLIGHT.min(messages.len())).await?;
+        let publisher = publisher(&desk.config, &queue, IN_FLIGHT.min(messages.len())).await?;
         let total = messages.len();
         let bar = progress(total);
         // Whatever keeps one message from its queue keeps the next as well, unless it is the message's own size.

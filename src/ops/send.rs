@@ -7,6 +7,7 @@ use tokio::time::sleep;
 use super::{Desk, failure::Failure};
 use crate::{
     broker::{BrokerError, Letter, Place, Publisher, SendError},
+    config::Config,
     retry::RetryPolicy,
 };
 
@@ -17,15 +18,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A publisher to the work queue `queue`, after a look whether the broker is there: the publisher itself waits for one
 /// that is away, as workers want it. Up to `in_flight` messages are on their way at a time.
 pub(super) async fn publisher(
-    desk: &Desk,
+    config: &Config,
     queue: &str,
     in_flight: usize,
 ) -> Result<Publisher, Failure> {
-    let address = desk.broker()?;
-    let topology = desk.topology(queue)?;
-    let identity = desk.identity();
+    let address = Desk::broker_of(config)?;
+    let topology = Desk::topology_of(config, queue)?;
+    let identity = Desk::identity_of(config);
     // Another queue's ladder is not known here, so only our own is declared.
-    let ours = desk.config.declare && queue == desk.config.queue;
+    let ours = config.declare && queue == config.queue;
     match ours {
         true => match topology.declare(&address, &identity).await {
             // Whoever publishes need not be one who makes queues. One that is missing is told when a message comes back.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     job::{JobId, JobStatus, TaskStatus},
-    ledger::{FailureView, JobDetail, TaskView},
+    ledger::{FailureView, Intervention, JobDetail, TaskView},
 };
 
 pub(super) const HELP: &str = "\
@@ -123,7 +123,30 @@ fn print(output: &mut Output, detail: &JobDetail) -> Result<(), Failure> {
     for failure in &detail.failures {
         print_failure(output, detail, failure, now)?;
     }
+    if !detail.interventions.is_empty() {
+        output.line("")?;
+        output.line("what people did, oldest first:")?;
+    }
+    for intervention in &detail.interventions {
+        output.line(told(intervention, now))?;
+    }
     Ok(())
+}
+
+/// `  skip of #3, 4m ago by ada: uploaded by hand`.
+fn told(intervention: &Intervention, now: DateTime<Utc>) -> String {
+    let position = intervention.position.map(|at| format!(" of #{at}"));
+    let reason = intervention.reason.as_deref().map(one_line);
+    format!(
+        "  {}{}, {} by {}{}",
+        intervention.act,
+        position.unwrap_or_default(),
+        ago(intervention.at, now),
+        one_line(&intervention.operator),
+        reason
+            .map(|reason| format!(": {reason}"))
+            .unwrap_or_default(),
+    )
 }
 
 /// One failed attempt with its whole error: people come here to read it.

@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Worker;
+use super::{Status, Worker};
 use crate::{
     broker::{Address, BrokerError, Topology},
     config::Config,
@@ -145,6 +145,7 @@ impl Builder {
             registry: self.registry,
             state: self.state,
             tally: Arc::default(),
+            status: Status::default(),
         })
     }
 

@@ -3,7 +3,7 @@
 //! In reading order: `delivery` (one delivery: decode, claim, run, settle), `run` (one job, task after task),
 //! `attempt` (one execution of a task), `brake` (whether a handler's tasks run at all), `commit` (how it enters the ledger),
 //! `settlement` (what follows, decided and done), `in_hand` (who runs what in this process), `heartbeat`, `reconcile`,
-//! `prune`. A `cut!` is a place where tests kill the worker; a release build has none.
+//! `prune`, `status` (whether it is ready). A `cut!` is a place where tests kill the worker; a release build has none.
 
 mod attempt;
 mod brake;
@@ -16,6 +16,7 @@ mod prune;
 mod reconcile;
 mod run;
 mod settlement;
+mod status;
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -31,6 +32,7 @@ use tokio_util::{
 use tracing::{info, warn};
 
 pub use builder::{Builder, WorkerError};
+pub use status::Status;
 
 use crate::{
     broker::{Address, Consumer, Identity, Publisher, Topology},
@@ -60,12 +62,18 @@ pub struct Worker {
     registry: Registry,
     state: State,
     tally: Arc<Tally>,
+    status: Status,
 }
 
 impl Worker {
     /// Begins with the defaults, and with `AMQP_URL` and `DATABASE_URL` from the environment.
     pub fn builder() -> Builder {
         Builder::new()
+    }
+
+    /// Whether it takes jobs, to be asked while it runs: for a readiness check.
+    pub fn status(&self) -> Status {
+        self.status.clone()
     }
 
     /// What its ledger does, counted while it runs.
@@ -156,6 +164,7 @@ impl Worker {
             registry,
             state,
             tally,
+            status,
         } = self;
         let about = About {
             name: config.name.clone(),
@@ -170,6 +179,8 @@ impl Worker {
         };
         let mut presence = Presence::begin(&database, &about).await?;
         presence.tell(metrics.clone());
+        status.registered();
+        presence.tell_what_ends(tally.clone());
         let ledger = Ledger::open(
             &database,
             presence.holder(),
@@ -236,8 +247,10 @@ impl Worker {
             publisher,
             metrics,
         };
+        let crew = Arc::new(crew);
+        status.working(&crew, consumer.state());
         Ok(Begun {
-            crew: Arc::new(crew),
+            crew,
             consumer,
             heartbeat,
             beating,

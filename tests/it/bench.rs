@@ -33,8 +33,8 @@ async fn bench(binary: &Binary, arguments: &[&str]) -> Value {
 async fn leavings(stage: &Stage, name: &str) -> Vec<String> {
     let queue = format!("cliquet.bench.{name}");
     let mut found = Vec::new();
-    for table in ["jobs", "workers"] {
-        let sql = format!("SELECT count(*) FROM cliquet.{table} WHERE queue = $1");
+    for table in ["jobs", "workers", "activity"] {
+        let sql = format!("SELECT count(*) FROM cliquet.{table} WHERE queue LIKE $1 || '%'");
         let rows: i64 = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(&queue)
             .fetch_one(&stage.pool)
@@ -64,6 +64,50 @@ async fn leavings(stage: &Stage, name: &str) -> Vec<String> {
         }
     }
     found
+}
+
+#[tokio::test]
+async fn a_benchmark_with_readers_tells_what_they_cost_and_how_long_they_wait() {
+    let (stage, name) = (Stage::new().await, name());
+    let binary = Binary::on(&stage, "");
+    let arguments = [
+        "--name",
+        &name,
+        "--jobs",
+        "300",
+        "--rate",
+        "0",
+        "--history",
+        "20000",
+        "--readers",
+        "2",
+        "--read-every",
+        "10ms",
+    ];
+    let report = bench(&binary, &arguments).await;
+    assert_eq!(report["verified"], true, "{report}");
+    assert_eq!(
+        (&report["jobs"], &report["history"]),
+        (&300.into(), &20_000.into())
+    );
+    let watched = &report["watched"];
+    for figure in ["tasks_per_second", "ratio"] {
+        assert!(
+            watched[figure].as_f64().unwrap() > 0.0,
+            "{figure}: {report}"
+        );
+    }
+    for question in ["list", "groups"] {
+        assert!(
+            watched[question]["answers"].as_u64().unwrap() > 0,
+            "{question}: {report}"
+        );
+        assert!(
+            watched[question]["p95"].as_f64().unwrap() > 0.0,
+            "{question}: {report}"
+        );
+    }
+    assert_eq!(leavings(&stage, &name).await, [""; 0]);
 }
 
 #[tokio::test]

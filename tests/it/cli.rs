@@ -144,7 +144,7 @@ async fn wrong_use_has_exit_status_2_and_help_0() {
     );
     let help = binary.run(&["--help"]).await.done();
     for command in [
-        "work", "publish", "jobs", "show", "retry", "cancel", "migrate", "topology",
+        "work", "publish", "jobs", "show", "retry", "cancel", "skip", "migrate", "topology",
     ] {
         says(&help, &[&format!("\n  {command} ")]);
         says(
@@ -168,8 +168,11 @@ async fn migrating_twice_applies_each_migration_once() {
             .map(|line| (line["version"].clone(), line["applied_now"].clone()))
             .collect::<Vec<_>>()
     };
-    let expected =
-        |now: bool| [1, 2, 3, 4, 5, 6, 7, 8, 9].map(|version| (json!(version), json!(now)));
+    let expected = |now: bool| {
+        (1..=12)
+            .map(|version| (json!(version), json!(now)))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(applied(&first), expected(true));
     assert_eq!(applied(&second), expected(false));
     let third = binary.run(&["migrate"]).await;
@@ -326,9 +329,14 @@ async fn an_unknown_id_is_told_with_exit_status_1() {
     let stage = Stage::new().await;
     let binary = Binary::on(&stage, "");
     let id = Uuid::now_v7().to_string();
-    for command in ["show", "retry", "cancel"] {
-        let ended = binary.run(&[command, &id]).await;
-        assert_eq!(ended.out, "", "{command}");
+    for command in [
+        &["show", &id][..],
+        &["retry", &id],
+        &["cancel", &id],
+        &["skip", &id, "--reason", "none"],
+    ] {
+        let ended = binary.run(command).await;
+        assert_eq!(ended.out, "", "{command:?}");
         says(&ended.failed(1), &["error: the ledger knows no job", &id]);
     }
     let asked = binary.run(&["retry", "--json", &id]).await;
@@ -591,6 +599,182 @@ async fn a_cancel_that_races_with_an_advance_fences_the_task_that_the_advance_be
         "1:SUCCESS 2:FAILED 3:PENDING",
         "its holder is fenced off"
     );
+}
+
+// skip, and who did what
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skipped_task_is_not_executed_and_the_job_goes_on_behind_it() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:ok b:permanent c:ok").await;
+    stage.reaches(job, "FAILED").await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("CLIQUET_OPERATOR", "olga");
+    let id = job.to_string();
+    // Not where it stands, and not without a reason.
+    let elsewhere = ["skip", &id, "--position", "3", "--reason", "by hand"];
+    says(
+        &binary.run(&elsewhere).await.failed(1),
+        &["stands at task 2 now, not at 3"],
+    );
+    binary.run(&["skip", &id]).await.failed(2);
+    binary.run(&["skip", &id, "--reason", " "]).await.failed(2);
+    let skip = [
+        "skip",
+        &id,
+        "--position",
+        "2",
+        "--reason",
+        "by hand",
+        "--json",
+    ];
+    let printed = objects(&binary.run(&skip).await.done());
+    assert_eq!(
+        printed,
+        [json!({"id": id, "outcome": "done", "status": "PENDING", "generation": 2, "error": null})]
+    );
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(stage.tasks(job).await, "1:SUCCESS 2:SUCCESS 3:SUCCESS");
+    assert_eq!(stage.script.positions(job).await, [1, 2, 3]);
+    says(
+        &binary.run(&skip).await.failed(1),
+        &["is SUCCESS already, and stays so"],
+    );
+    let shown = binary.run(&["show", &id]).await.done();
+    says(
+        &shown,
+        &[
+            "what people did, oldest first:\n  skip of #2, ",
+            " by olga: by hand\n",
+        ],
+    );
+    // The parked copy is of an older generation. Moved back, it is nobody's.
+    let (body, _) = stage.queues.take(Place::Dead).await;
+    assert!(!body.is_empty());
+    stage.queues_are_empty().await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_last_task_is_skipped_is_done_and_needs_no_message() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:ok b:permanent").await;
+    stage.reaches(job, "FAILED").await;
+    worker.stop().await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("USER", "oleg");
+    let printed = binary
+        .run(&["skip", &job.to_string(), "--reason", "sold"])
+        .await
+        .done();
+    assert_eq!(printed, format!("{job}\n"));
+    assert_eq!(stage.status(job).await.as_deref(), Some("SUCCESS"));
+    assert_eq!(stage.queues.depth(Place::Work).await, 0);
+    let shown = binary.show(job).await;
+    assert_eq!(
+        (
+            &shown["interventions"][0]["operator"],
+            &shown["interventions"][0]["reason"]
+        ),
+        (&json!("oleg"), &json!("sold"))
+    );
+    stage.queues.take(Place::Dead).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_and_a_cancel_are_told_with_who_did_them_and_why() {
+    let stage = Stage::with_ladder(&["200ms", "10s"]).await;
+    let worker = stage.worker();
+    let job = stage.publish("a:permanent,gate:on").await;
+    stage.reaches(job, "FAILED").await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("CLIQUET_LADDER", "200ms, 10s");
+    let id = job.to_string();
+    let retry = ["retry", &id, "--operator", "olga", "--reason", "mended"];
+    binary.run(&retry).await.done();
+    stage.script.reached("on", 1).await;
+    let cancel = ["cancel", &id, "--operator", "oleg"];
+    binary.run(&cancel).await.done();
+    stage.reaches(job, "CANCELLED").await;
+    let shown = binary.show(job).await;
+    let told: Vec<_> = shown["interventions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|done| {
+            (
+                done["act"].clone(),
+                done["operator"].clone(),
+                done["reason"].clone(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (json!("retry"), json!("olga"), json!("mended")),
+            (json!("cancel"), json!("oleg"), json!(null)),
+        ]
+    );
+    assert_eq!(shown["error"], "cancelled by an operator");
+    stage.script.open("on").await;
+    worker.stop().await;
+    stage.queues.take(Place::Dead).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_listed_by_handler_error_and_time_and_a_page_after_the_other() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let binary = Binary::on(&stage, "");
+    let mut made = Vec::new();
+    for steps in ["a:permanent", "a:ok b:permanent", "a:ok"] {
+        let job = stage.publish(steps).await;
+        let status = if steps == "a:ok" { "SUCCESS" } else { "FAILED" };
+        stage.reaches(job, status).await;
+        made.push(job.to_string());
+    }
+    worker.stop().await;
+    let listed = async |arguments: &[&str]| {
+        let arguments = [&["jobs", "--json"], arguments].concat();
+        let ended = binary.run(&arguments).await;
+        let told = ended.err.clone();
+        let ids: Vec<_> = objects(&ended.done())
+            .iter()
+            .map(|job| job["id"].as_str().unwrap().to_owned())
+            .collect();
+        (ids, told)
+    };
+    for (arguments, expected) in [
+        (&["--handler", "b"][..], vec![&made[1]]),
+        (&["--error", "NEVER again"], vec![&made[1], &made[0]]),
+        (&["--error", "nobody says this"], vec![]),
+        (&["--since", "1h"], vec![&made[2], &made[1], &made[0]]),
+        (&["--until", "1h"], vec![]),
+        (
+            &[
+                "--since",
+                "2020-01-01T00:00:00Z",
+                "--until",
+                "2021-01-01T00:00:00Z",
+            ],
+            vec![],
+        ),
+    ] {
+        let (ids, told) = listed(arguments).await;
+        assert_eq!(ids.iter().collect::<Vec<_>>(), expected, "{arguments:?}");
+        assert!(!told.contains("--after"), "{told}");
+    }
+    let (ids, told) = listed(&["--limit", "2"]).await;
+    assert_eq!(ids, made[1..].iter().rev().cloned().collect::<Vec<_>>());
+    let (_, place) = told.trim().split_once("--after ").unwrap();
+    let (ids, _) = listed(&["--after", place]).await;
+    assert_eq!(ids, made[..1]);
+    for wrong in [["--since", "soon"], ["--after", "7"]] {
+        binary.run(&["jobs", wrong[0], wrong[1]]).await.failed(2);
+    }
 }
 
 // topology

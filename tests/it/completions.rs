@@ -4,13 +4,14 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use crate::support::binary::Binary;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "work",
     "publish",
     "jobs",
     "show",
     "retry",
     "cancel",
+    "skip",
     "dead",
     "prune",
     "migrate",

@@ -205,9 +205,13 @@ async fn run_known_jobs(stage: &Stage, port: u16, prometheus: &Prometheus) -> u3
         let gate = format!("late-{number}");
         let job = stage.publish(&format!("b:gate:{gate}")).await;
         stage.script.reached(&gate, 1).await;
-        ledger::cancel(&stage.pool, &[JobId(job)], "by a test")
-            .await
-            .unwrap();
+        ledger::cancel(
+            &stage.pool,
+            &[JobId(job)],
+            &ledger::By::new("ada", Some("by a test")),
+        )
+        .await
+        .unwrap();
         stage.script.open(&gate).await;
         shows(port, "cliquet_jobs_in_flight", 0.0).await;
         let fenced = r#"cliquet_fenced_writes_total{transition="step"}"#;

@@ -31,4 +31,9 @@ mod support;
 #[cfg(debug_assertions)] // there are no fail points otherwise
 mod sweep;
 mod tls;
+mod web;
+mod web_api;
+mod web_limits;
+mod web_ready;
+mod web_schema;
 mod wiped;

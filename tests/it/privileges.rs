@@ -369,9 +369,9 @@ async fn a_worker_with_the_permissions_of_one_queue_makes_its_queues_and_works()
     worker.stop().await;
 }
 
-/// Who looks, retries and cancels: a reader and a worker in Postgres, a publisher in RabbitMQ, and default settings.
+/// Who looks, retries, cancels and skips: an operator in Postgres, a publisher in RabbitMQ, and default settings.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_retries_and_cancels_with_a_publishers_permissions() {
+async fn an_operator_retries_cancels_and_skips_with_a_publishers_permissions() {
     let stage = Stage::with_ladder(&["200ms", "1h"]).await;
     let config = stage.config();
     let worker = stage.worker_with(config);
@@ -385,18 +385,93 @@ async fn an_operator_retries_and_cancels_with_a_publishers_permissions() {
     )
     .await;
     binary.set("AMQP_URL", &publisher);
-    let [retried, cancelled] = [
+    binary.set("CLIQUET_OPERATOR", "olga");
+    let [retried, cancelled, skipped] = [
         stage.publish("a:after:3600000,ok").await,
         stage.publish("a:after:3600000,ok").await,
+        stage.publish("a:after:3600000,ok b:ok").await,
     ];
-    stage.reaches(retried, "RETRYING").await;
-    stage.reaches(cancelled, "RETRYING").await;
+    for job in [retried, cancelled, skipped] {
+        stage.reaches(job, "RETRYING").await;
+    }
     binary.run(&["retry", &retried.to_string()]).await.done();
     stage.reaches(retried, "SUCCESS").await;
     binary.run(&["cancel", &cancelled.to_string()]).await.done();
     stage.reaches(cancelled, "CANCELLED").await;
-    binary.show(retried).await;
+    let skip = ["skip", &skipped.to_string(), "--reason", "done by hand"];
+    binary.run(&skip).await.done();
+    stage.reaches(skipped, "SUCCESS").await;
+    assert_eq!(stage.script.positions(skipped).await, [1, 2]);
+    for (job, act) in [(retried, "retry"), (cancelled, "cancel"), (skipped, "skip")] {
+        let shown = binary.show(job).await;
+        let done = &shown["interventions"][0];
+        assert_eq!(
+            (&done["act"], &done["operator"]),
+            (&act.into(), &"olga".into()),
+            "{shown}"
+        );
+    }
+    // Nothing but the rights is looked at: the connection is another user's, with no right to take.
+    let found = binary.run(&["doctor", "--for", "operator", "--json"]).await;
+    let rights = told(&found, "postgres.privileges");
+    assert!(rights.contains(r#""state":"ok""#), "{rights}");
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_change_no_job_into_another_and_no_history_and_deletes_nothing() {
+    let stage = Stage::new().await;
+    let mut operator = enters(&stage, "cliquet_operator").await;
+    may_not(
+        &mut operator,
+        &[
+            "UPDATE cliquet.jobs SET payload = '1'",
+            "UPDATE cliquet.jobs SET kind = 'other'",
+            "UPDATE cliquet.tasks SET handler = 'other'",
+            "UPDATE cliquet.tasks SET input = '1'",
+            "UPDATE cliquet.failures SET error = 'none'",
+            "UPDATE cliquet.interventions SET operator = 'somebody else'",
+            "INSERT INTO cliquet.jobs (id) VALUES (gen_random_uuid())",
+            "INSERT INTO cliquet.failures (job_id, epoch, position, attempt, worker, error) VALUES (gen_random_uuid(), 1, 1, 1, 'w', 'e')",
+            "UPDATE cliquet.workers SET stopped_at = now()",
+            "DELETE FROM cliquet.jobs",
+            "DELETE FROM cliquet.tasks",
+            "DELETE FROM cliquet.failures",
+            "DELETE FROM cliquet.interventions",
+            "DELETE FROM cliquet.activity",
+            "SELECT cliquet.succeed(gen_random_uuid(), 1, 1, 1, NULL, 'finish')",
+        ],
+    )
+    .await;
+}
+
+/// What a worker may write is not enough: who acts has to be able to write down that he did.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_act_is_told_the_grant_and_nothing_is_done() {
+    let stage = Stage::with_ladder(&["200ms", "1h"]).await;
+    let worker = stage.worker();
+    let job = stage.publish("a:after:3600000,ok").await;
+    stage.reaches(job, "RETRYING").await;
+    worker.stop().await;
+    for role in ["cliquet_worker", "cliquet_reader"] {
+        let mut binary = binary_as(&stage, role).await;
+        binary.set("CLIQUET_LADDER", "200ms, 1h");
+        for act in [
+            &["retry", &job.to_string()][..],
+            &["cancel", &job.to_string()],
+            &["skip", &job.to_string(), "--reason", "no"],
+        ] {
+            let said = binary.run(act).await.failed(1);
+            let user = role.replace("cliquet_", "cliquet_test_");
+            let grant = format!("GRANT cliquet_operator TO \"{user}\"");
+            assert!(
+                said.contains("permission denied") && said.contains(&grant),
+                "{said}"
+            );
+        }
+    }
+    assert_eq!(stage.status(job).await.as_deref(), Some("RETRYING"));
+    assert_eq!(stage.queues.depth(Place::Work).await, 0, "nothing was sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -554,11 +629,18 @@ async fn a_file_of_roles_that_is_cut_short_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_roles_are_made_by_one_who_creates_roles_and_owns_the_database() {
     let tag = format!("t{}", Uuid::new_v4().simple());
-    let roles = ["owner", "worker", "publisher", "reader"]
-        .iter()
-        .fold(roles(), |text, role| {
-            text.replace(&format!("cliquet_{role}"), &format!("{tag}_{role}"))
-        });
+    let roles = [
+        "owner",
+        "worker",
+        "publisher",
+        "reader",
+        "operator",
+        "pruner",
+    ]
+    .iter()
+    .fold(roles(), |text, role| {
+        text.replace(&format!("cliquet_{role}"), &format!("{tag}_{role}"))
+    });
     let mut superuser = PgConnection::connect(&database_url()).await.unwrap();
     for statement in [
         format!("CREATE ROLE {tag}_admin LOGIN CREATEROLE PASSWORD 'least'"),
@@ -610,7 +692,7 @@ async fn the_roles_are_made_by_one_who_creates_roles_and_owns_the_database() {
     .await
     .unwrap();
     assert_eq!(owners, [format!("{tag}_owner")]);
-    for role in ["worker", "publisher", "reader"] {
+    for role in ["worker", "publisher", "reader", "operator"] {
         let user =
             format!("CREATE ROLE {tag}_of_{role} LOGIN PASSWORD 'least' IN ROLE {tag}_{role}");
         run(&mut admin, &user).await.unwrap();
@@ -627,9 +709,12 @@ async fn the_roles_are_made_by_one_who_creates_roles_and_owns_the_database() {
         "of_worker",
         "of_publisher",
         "of_reader",
+        "of_operator",
         "worker",
         "publisher",
         "reader",
+        "operator",
+        "pruner",
         "owner",
         "admin",
     ] {

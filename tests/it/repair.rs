@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use cliquet::{broker::Place, config::Config, job::JobId, ledger::message};
+use cliquet::{
+    broker::Place,
+    config::Config,
+    job::JobId,
+    ledger::{By, message},
+};
 
 use crate::support::{eventually, stage::Stage};
 
@@ -102,9 +107,13 @@ async fn a_cancelled_job_is_fenced_off_and_its_handler_dropped() {
     let worker = stage.worker();
     let job = stage.publish("a:write b:write-gate:never c:write").await;
     stage.script.reached("never", 1).await;
-    let cancelled = cliquet::ledger::cancel(&stage.pool, &[JobId(job)], "nobody wants it")
-        .await
-        .unwrap();
+    let cancelled = cliquet::ledger::cancel(
+        &stage.pool,
+        &[JobId(job)],
+        &By::new("ada", Some("nobody wants it")),
+    )
+    .await
+    .unwrap();
     assert_eq!(cancelled.len(), 1);
     assert_eq!(stage.status(job).await.as_deref(), Some("CANCELLED"));
     stage.queues_are_empty().await;

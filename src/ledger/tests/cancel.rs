@@ -6,7 +6,7 @@ use crate::job::JobStatus;
 /// Cancels jobs over a connection of the operator's.
 async fn cancelled(database: &Database, ids: &[JobId]) -> Vec<(JobId, Cancelled)> {
     let pool = database.address.pool("operator", 1);
-    crate::ledger::cancel(&pool, ids, "not wanted")
+    crate::ledger::cancel(&pool, ids, &by("not wanted"))
         .await
         .unwrap()
 }
@@ -60,7 +60,7 @@ async fn a_cancel_that_waited_for_an_advance_fences_the_task_behind_it() {
     write(&mut holder, &ada, advance(first, json!(1), Next::Task)).await;
     let cancelling = tokio::spawn({
         let (pool, id) = (database.address.pool("operator", 1), message.id);
-        async move { crate::ledger::cancel(&pool, &[id], "not wanted").await }
+        async move { crate::ledger::cancel(&pool, &[id], &by("not wanted")).await }
     });
     database.blocked(1).await;
     on(&mut holder, "COMMIT").await;
@@ -83,7 +83,7 @@ async fn a_cancel_that_waited_for_the_end_finds_the_job_over() {
     write(&mut holder, &ada, advance(only, json!(1), Next::Finish)).await;
     let cancelling = tokio::spawn({
         let (pool, id) = (database.address.pool("operator", 1), message.id);
-        async move { crate::ledger::cancel(&pool, &[id], "not wanted").await }
+        async move { crate::ledger::cancel(&pool, &[id], &by("not wanted")).await }
     });
     database.blocked(1).await;
     on(&mut holder, "COMMIT").await;

@@ -6,11 +6,13 @@ mod claim;
 mod defer;
 mod due;
 mod fail;
+mod find;
 mod group;
 mod message;
 mod presence;
 mod privileges;
 mod schema;
+mod skip;
 mod suspect;
 mod table;
 mod transaction;
@@ -187,15 +189,11 @@ impl Database {
             queue: "jobs".into(),
             patience: Duration::from_secs(600),
         };
-        let presence = Presence::begin(&self.address, &about).await.unwrap();
+        let mut presence = Presence::begin(&self.address, &about).await.unwrap();
+        let tally = Arc::new(Tally::default());
+        presence.tell_what_ends(tally.clone());
         Worker {
-            ledger: Ledger::open(
-                &self.address,
-                presence.holder(),
-                lanes,
-                SESSIONS,
-                Arc::default(),
-            ),
+            ledger: Ledger::open(&self.address, presence.holder(), lanes, SESSIONS, tally),
             presence,
         }
     }
@@ -558,8 +556,15 @@ pub(super) async fn stale(database: &Database, worker: &Worker) {
 /// Cancels a job as an operator does: the epoch is taken from whoever holds it.
 pub(super) async fn cancel(database: &Database, id: JobId) {
     let pool = database.address.pool("operator", 1);
-    let answers = super::cancel(&pool, &[id], "not wanted").await.unwrap();
+    let answers = super::cancel(&pool, &[id], &by("not wanted"))
+        .await
+        .unwrap();
     assert_eq!(answers, [(id, Cancelled::Cancelled)]);
+}
+
+/// An operator with a reason.
+pub(super) fn by(reason: &str) -> By {
+    By::new("olga", Some(reason))
 }
 
 /// Enqueues a job in SQL, as a user does within a transaction of their own.

@@ -33,7 +33,8 @@ async fn every_right_that_a_role_is_given_is_missed_when_it_is_taken_away() {
     for (duty, role, least) in [
         (Duty::Worker, "cliquet_worker", 30),
         (Duty::Publisher, "cliquet_publisher", 20),
-        (Duty::Reader, "cliquet_reader", 6),
+        (Duty::Reader, "cliquet_reader", 8),
+        (Duty::Operator, "cliquet_operator", 25),
     ] {
         let mut url = url::Url::parse(&database.url).unwrap();
         url.query_pairs_mut()

@@ -82,7 +82,7 @@ impl Retry {
             .queue
             .as_ref()
             .unwrap_or(&desk.config.queue);
-        let publisher = publisher(&desk, &queue.clone(), 1).await?;
+        let publisher = publisher(&desk.config, &queue.clone(), 1).await?;
         let mut work = Work {
             desk: &mut desk,
             reads: &reads,

@@ -165,6 +165,7 @@ fn judge_privileges(role: &str, duty: Duty, lacking: &[crate::ledger::Lacking]) 
         Duty::Worker => "worker",
         Duty::Publisher => "publisher",
         Duty::Reader => "reader",
+        Duty::Operator => "operator",
     };
     if lacking.is_empty() {
         return Finding::well(

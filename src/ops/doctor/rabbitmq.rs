@@ -196,6 +196,7 @@ impl Broker {
             Duty::Worker => "--no-declare worker",
             Duty::Publisher => "publisher",
             Duty::Reader => "reader",
+            Duty::Operator => "operator",
         };
         format!(
             "`deploy/rabbitmq-permissions.sh --vhost {} --queue {} {role} {}` prints the `rabbitmqctl set_permissions` that grants it",
@@ -249,7 +250,7 @@ impl Broker {
                     ),
                     format!("nothing, unless it has to: {}", self.grant()),
                 ),
-                Duty::Worker => Finding::problem(
+                Duty::Worker | Duty::Operator => Finding::problem(
                     PUBLISHING,
                     format!("this user may not publish: {sentence}"),
                     self.grant(),

@@ -244,6 +244,18 @@ impl Followed {
         line.expect("no line within 20 s").unwrap()
     }
 
+    /// Sends a signal by name: TERM, INT.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it has ended").to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.unwrap().success(), "SIG{name} was not sent");
+    }
+
+    /// What it has said on standard error.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
     /// Waits until it has said something on standard error.
     pub async fn complains(&self) -> String {
         eventually("it says something on standard error", async || {

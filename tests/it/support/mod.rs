@@ -3,6 +3,7 @@
 pub mod binary;
 pub mod browser;
 pub mod detour;
+pub mod http;
 pub mod privileges;
 pub mod prometheus;
 pub mod services;

@@ -16,15 +16,10 @@ pub fn deploy(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Gives a database its roles, and answers with its address for a user who is a member of `role` (`cliquet_worker` …; or
-/// `cliquet_operator`, who is one of two).
+/// Gives a database its roles, and answers with its address for a user who is a member of `role` (`cliquet_worker` …).
 pub async fn database_as(database: &str, role: &str) -> String {
     let roles = std::fs::read_to_string(deploy("postgres-roles.sql")).unwrap();
     let user = role.replace("cliquet_", "cliquet_test_");
-    let role = match role {
-        "cliquet_operator" => "cliquet_reader, cliquet_worker",
-        one => one,
-    };
     // The tables of tests are theirs to grant: handlers write to them within their transactions.
     let statements = format!(
         "{roles}

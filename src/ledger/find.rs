@@ -1,0 +1,518 @@
+//! Which jobs: a list by any filter, newest first, a page at a time, that answers quickly among millions of jobs.
+//!
+//! Almost all jobs are SUCCESS, and people look for the others. So a list is put together from *ways*, of which each is an
+//! index in the order of the list: what was given up, what retries, what is pending, what is held, or everything by age. Only
+//! the ways that can have what is asked for are walked along. What a way has no index for (kind, queue, handler, words) is
+//! looked at row by row, and never at more than [`Way::look`] rows: a search that ends there says so, and its cursor goes on.
+//!
+//! No index tells what is held, since that changes with every job: it is what the workers' last heartbeats told, and the newest
+//! of all jobs.
+//!
+//! Pages are cut by place and not by number: `(created_at, id)` of the last job, so the thousandth costs what the first does,
+//! and none is seen twice while others arrive. All questions of one page are of one snapshot.
+
+use std::{cmp::Reverse, fmt, str::FromStr};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    LedgerError,
+    likeness::{group_id, likeness},
+    read::{JobSummary, Reads, summary, unusable},
+};
+use crate::job::JobStatus;
+
+/// A page, where none is asked for.
+const USUAL: u32 = 50;
+/// The longest page.
+const LONGEST: u32 = 500;
+
+/// Which jobs are looked for; the default is every job. Newest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Find {
+    /// Of these statuses; empty: of every one.
+    pub status: Vec<JobStatus>,
+    /// Of this kind.
+    pub kind: Option<String>,
+    /// Of this work queue.
+    pub queue: Option<String>,
+    /// That stand at a task of this handler: the first that is not SUCCESS.
+    pub handler: Option<String>,
+    /// Whose error contains this text, in any case.
+    pub error: Option<String>,
+    /// Of this group of like errors ([`Group::id`](super::Group::id)).
+    pub likeness: Option<String>,
+    /// Created then or after.
+    pub since: Option<DateTime<Utc>>,
+    /// Created before.
+    pub until: Option<DateTime<Utc>>,
+    /// Behind this place.
+    pub after: Option<Cursor>,
+    /// At most so many; 0 is 50, and 500 are the most.
+    pub limit: u32,
+}
+
+/// A place in the list. It is written as an opaque text that needs no escape in a URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Cursor {
+    created_at: DateTime<Utc>,
+    id: Uuid,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.created_at.timestamp_micros();
+        write!(f, "{:016x}{}", micros.cast_unsigned(), self.id.simple())
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || {
+            let (micros, id) = text.split_at_checked(16)?;
+            let micros = u64::from_str_radix(micros, 16).ok()?.cast_signed();
+            // What Postgres has no room for is no place of its.
+            let created_at = DateTime::from_timestamp_micros(micros)?;
+            let years = chrono::Datelike::year(&created_at);
+            (id.len() == 32 && (-4000..=200_000).contains(&years)).then_some(())?;
+            let id = Uuid::parse_str(id).ok()?;
+            Some(Self { created_at, id })
+        };
+        read().ok_or_else(|| {
+            "this is no place in the list: give `next` of the page before, as it is".to_owned()
+        })
+    }
+}
+
+impl From<Cursor> for String {
+    fn from(cursor: Cursor) -> Self {
+        cursor.to_string()
+    }
+}
+
+impl TryFrom<String> for Cursor {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// One page.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Found {
+    /// The jobs, newest first.
+    pub jobs: Vec<JobSummary>,
+    /// Where the next page begins; `None` when this was the last.
+    pub next: Option<Cursor>,
+    /// The search has looked at as many jobs as it may at a time, and found fewer than were asked for; `next` goes on from there.
+    pub partial: bool,
+}
+
+/// One way to jobs, in the order of the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Age,
+    GivenUp,
+    Retrying,
+    Pending,
+    Held,
+}
+
+/// What one way led to.
+struct Walked {
+    /// One more than a page, if there are so many.
+    found: Vec<Cursor>,
+    /// Where it stopped, if there may be more behind.
+    stopped: Option<Cursor>,
+}
+
+impl Way {
+    /// What the jobs on it have in common, in the words of its index.
+    fn condition(self) -> &'static str {
+        match self {
+            Way::Age | Way::Held => "true",
+            Way::GivenUp => "error IS NOT NULL AND next_attempt_at IS NULL",
+            Way::Retrying => "error IS NOT NULL AND next_attempt_at IS NOT NULL",
+            Way::Pending => "error IS NULL AND next_attempt_at IS NOT NULL",
+        }
+    }
+}
+
+/// What is asked for, narrowed down to the statuses that can have it.
+struct Question<'f> {
+    find: &'f Find,
+    status: Vec<JobStatus>,
+    /// One more than a page.
+    most: i64,
+}
+
+impl<'f> Question<'f> {
+    fn new(find: &'f Find) -> Self {
+        let can_be = |status: &JobStatus| {
+            let has_error = matches!(
+                status,
+                JobStatus::Failed | JobStatus::Retrying | JobStatus::Cancelled
+            );
+            let asked = find.status.is_empty() || find.status.contains(status);
+            asked
+                && (find.error.is_none() || has_error)
+                && (find.likeness.is_none() || (has_error && *status != JobStatus::Cancelled))
+                && (find.handler.is_none() || *status != JobStatus::Success)
+        };
+        let limit = match find.limit {
+            0 => USUAL,
+            limit => limit.min(LONGEST),
+        };
+        Self {
+            find,
+            status: JobStatus::ALL.iter().copied().filter(can_be).collect(),
+            most: i64::from(limit) + 1,
+        }
+    }
+
+    fn ways(&self) -> Vec<Way> {
+        if self.status.contains(&JobStatus::Success) {
+            return vec![Way::Age];
+        }
+        let mut ways: Vec<_> = self
+            .status
+            .iter()
+            .map(|status| match status {
+                JobStatus::Failed | JobStatus::Cancelled => Way::GivenUp,
+                JobStatus::Retrying => Way::Retrying,
+                JobStatus::Pending => Way::Pending,
+                JobStatus::Processing => Way::Held,
+                JobStatus::Success => Way::Age,
+            })
+            .collect();
+        ways.sort_unstable_by_key(|way| *way as u8);
+        ways.dedup();
+        ways
+    }
+
+    /// Whether each row needs a look at its tasks.
+    fn asks_for_handler(&self) -> bool {
+        self.find.handler.is_some() || self.find.likeness.is_some()
+    }
+
+    /// How many rows a way may look at.
+    fn look(&self) -> i64 {
+        let rows = match (self.asks_for_handler(), &self.find.error) {
+            (true, _) => 2_000,
+            (false, Some(_)) => 5_000,
+            (false, None) => 10_000,
+        };
+        match cfg!(test) {
+            true => rows / 100, // so that a test can see it end
+            false => rows,
+        }
+    }
+
+    /// The rows of a way that are looked at.
+    fn push_window(&self, sql: &mut QueryBuilder<Postgres>, way: Way) {
+        sql.push("SELECT id, created_at, status, kind, queue, error FROM cliquet.jobs WHERE ")
+            .push(way.condition());
+        self.push_bounds(sql);
+        sql.push(" ORDER BY created_at DESC, id DESC LIMIT ")
+            .push_bind(self.look());
+    }
+
+    fn push_bounds(&self, sql: &mut QueryBuilder<Postgres>) {
+        if let Some(since) = self.find.since {
+            sql.push(" AND created_at >= ").push_bind(since);
+        }
+        if let Some(until) = self.find.until {
+            sql.push(" AND created_at < ").push_bind(until);
+        }
+        if let Some(after) = self.find.after {
+            sql.push(" AND (created_at, id) < (")
+                .push_bind(after.created_at)
+                .push(", ")
+                .push_bind(after.id)
+                .push(")");
+        }
+    }
+
+    /// Those of the rows that are what is asked for.
+    fn push_filters(&self, sql: &mut QueryBuilder<Postgres>) {
+        sql.push(" WHERE true");
+        if self.status.len() < JobStatus::ALL.len() {
+            let words: Vec<_> = self.status.iter().map(|status| status.as_str()).collect();
+            sql.push(" AND j.status = ANY (")
+                .push_bind(words)
+                .push("::text[]::cliquet.job_status[])");
+        }
+        for (column, value) in [
+            (" AND j.kind = ", &self.find.kind),
+            (" AND j.queue = ", &self.find.queue),
+            (" AND t.handler = ", &self.find.handler),
+        ] {
+            if let Some(value) = value {
+                sql.push(column).push_bind(storable(value));
+            }
+        }
+        if let Some(text) = &self.find.error {
+            sql.push(" AND strpos(lower(j.error), lower(")
+                .push_bind(storable(text))
+                .push(")) > 0");
+        }
+    }
+
+    fn found(&self, way: Way) -> QueryBuilder<Postgres> {
+        let mut sql = QueryBuilder::new("SELECT j.id, j.created_at");
+        if self.find.likeness.is_some() {
+            sql.push(", left(j.error, 1000) AS error, t.handler");
+        }
+        sql.push(" FROM (");
+        if way == Way::Held {
+            sql.push(
+                "SELECT id, created_at, status, kind, queue, error FROM cliquet.jobs
+                  WHERE id = ANY (ARRAY(SELECT unnest(worker.running) FROM cliquet.workers worker WHERE worker.stopped_at IS NULL))
+                    AND status = 'PROCESSING'",
+            );
+            self.push_bounds(&mut sql);
+            sql.push(" UNION SELECT * FROM (");
+            self.push_window(&mut sql, way);
+            sql.push(") newest WHERE newest.status = 'PROCESSING'");
+        } else {
+            self.push_window(&mut sql, way);
+        }
+        sql.push(") j");
+        if self.asks_for_handler() {
+            sql.push(" CROSS JOIN LATERAL (").push(FRONTIER).push(") t");
+        }
+        self.push_filters(&mut sql);
+        sql.push(" ORDER BY j.created_at DESC, j.id DESC");
+        if self.find.likeness.is_none() {
+            sql.push(" LIMIT ").push_bind(self.most);
+        }
+        sql
+    }
+
+    async fn walk(&self, snapshot: &mut PgConnection, way: Way) -> Result<Walked, sqlx::Error> {
+        let rows = self.found(way).build().fetch_all(&mut *snapshot).await?;
+        let mut found = Vec::new();
+        for row in &rows {
+            if let Some(wanted) = &self.find.likeness {
+                let handler: &str = row.try_get("handler")?;
+                let error: &str = row.try_get("error")?;
+                if group_id(Some(handler), &likeness(error)) != *wanted {
+                    continue;
+                }
+            }
+            found.push(Cursor {
+                created_at: row.try_get("created_at")?,
+                id: row.try_get("id")?,
+            });
+        }
+        found.truncate(self.most as usize);
+        let stopped = match found.last() {
+            Some(last) if found.len() == self.most as usize => Some(*last),
+            // What is held is known as a whole.
+            _ if way == Way::Held => None,
+            _ => self.end_of_window(snapshot, way).await?,
+        };
+        Ok(Walked { found, stopped })
+    }
+
+    /// The last row that the way may look at, if there are so many.
+    async fn end_of_window(
+        &self,
+        snapshot: &mut PgConnection,
+        way: Way,
+    ) -> Result<Option<Cursor>, sqlx::Error> {
+        let mut sql = QueryBuilder::new("SELECT id, created_at FROM (");
+        self.push_window(&mut sql, way);
+        sql.push(") j OFFSET ").push_bind(self.look() - 1);
+        let row = sql.build().fetch_optional(snapshot).await?;
+        row.map(|row| {
+            Ok(Cursor {
+                created_at: row.try_get("created_at")?,
+                id: row.try_get("id")?,
+            })
+        })
+        .transpose()
+    }
+}
+
+/// The task that a job `j` stands at.
+pub(super) const FRONTIER: &str = r"
+SELECT task.position, task.handler, task.finished_at FROM cliquet.tasks task
+ WHERE task.job_id = j.id AND task.status <> 'SUCCESS' ORDER BY task.position LIMIT 1";
+
+/// A NUL is in no text of Postgres's, and nothing is found by it.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// What the ways led to, as one list: which jobs, where the next page begins, and whether the search stopped early.
+fn joined(walked: Vec<Walked>, limit: usize) -> (Vec<Cursor>, Option<Cursor>, bool) {
+    // Behind the place where the first of them stopped, others may be missing.
+    let stopped = walked.iter().filter_map(|walked| walked.stopped).max();
+    let mut found: Vec<_> = walked
+        .into_iter()
+        .flat_map(|walked| walked.found)
+        .filter(|place| stopped.is_none_or(|stopped| *place >= stopped))
+        .collect();
+    found.sort_unstable_by_key(|place| Reverse(*place));
+    found.dedup();
+    if found.len() > limit {
+        found.truncate(limit);
+        let next = found.last().copied();
+        return (found, next, false);
+    }
+    let partial = stopped.is_some() && found.len() < limit;
+    (found, stopped, partial)
+}
+
+const SUMMARIES: &str = r"
+SELECT j.id, j.kind, j.status::text, j.queue, j.generation, j.epoch, j.error, j.total, j.created_at, j.started_at,
+       j.finished_at, j.next_attempt_at, j.attempts,
+       (SELECT worker.name FROM cliquet.workers worker WHERE worker.id = j.holder) AS holder,
+       coalesce(t.position - 1, j.total)::int8 AS done, t.label
+  FROM cliquet.jobs j
+  LEFT JOIN LATERAL (SELECT task.position, task.label FROM cliquet.tasks task
+                      WHERE task.job_id = j.id AND task.status <> 'SUCCESS' AND j.status <> 'SUCCESS'
+                      ORDER BY task.position LIMIT 1) t ON true
+ WHERE j.id = ANY ($1) ORDER BY j.created_at DESC, j.id DESC";
+
+impl Reads {
+    /// One page of the jobs that are looked for.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
+    pub async fn find(&self, find: &Find) -> Result<Found, LedgerError> {
+        self.page(find)
+            .await
+            .map_err(|error| unusable(self.pool(), &error))
+    }
+
+    async fn page(&self, find: &Find) -> Result<Found, sqlx::Error> {
+        let question = Question::new(find);
+        let mut snapshot = self
+            .pool()
+            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await?;
+        let mut walked = Vec::new();
+        for way in question.ways() {
+            walked.push(question.walk(&mut snapshot, way).await?);
+        }
+        let (places, next, partial) = joined(walked, question.most as usize - 1);
+        let ids: Vec<_> = places.iter().map(|place| place.id).collect();
+        let rows = sqlx::query(SUMMARIES)
+            .bind(ids)
+            .fetch_all(&mut *snapshot)
+            .await?;
+        snapshot.commit().await?;
+        let job = |row| {
+            Ok(JobSummary {
+                label: Row::try_get(row, "label")?,
+                ..summary(row)?
+            })
+        };
+        Ok(Found {
+            jobs: rows.iter().map(job).collect::<Result<_, sqlx::Error>>()?,
+            next,
+            partial,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(number: i64) -> Cursor {
+        Cursor {
+            created_at: DateTime::from_timestamp_micros(number).unwrap(),
+            id: Uuid::from_u128(number.unsigned_abs().into()),
+        }
+    }
+
+    #[test]
+    fn a_place_is_written_and_read_and_nothing_else_is_a_place() {
+        let place = place(1_700_000_000_000_001);
+        let text = place.to_string();
+        assert!(text.chars().all(|c| c.is_ascii_alphanumeric()), "{text}");
+        assert_eq!(text.parse(), Ok(place));
+        for wrong in [
+            "",
+            "1",
+            "é",
+            &text[1..],
+            &text.replace('0', "x"),
+            &format!("{text}0"),
+            &format!("7{}", &text[1..]),
+            &format!("éééééééé{}", &text[16..]),
+        ] {
+            assert!(wrong.parse::<Cursor>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ways_are_joined_up_to_where_the_first_of_them_stopped() {
+        let walked = |found: &[i64], stopped: Option<i64>| Walked {
+            found: found.iter().copied().map(place).collect(),
+            stopped: stopped.map(place),
+        };
+        let places = |numbers: &[i64]| numbers.iter().copied().map(place).collect::<Vec<_>>();
+        // Both are at their end.
+        assert_eq!(
+            joined(vec![walked(&[9, 3], None), walked(&[5], None)], 10),
+            (places(&[9, 5, 3]), None, false)
+        );
+        // One looked no further than 4: what the other found behind that waits.
+        assert_eq!(
+            joined(vec![walked(&[9], Some(4)), walked(&[5, 3], None)], 10),
+            (places(&[9, 5]), Some(place(4)), true)
+        );
+        // More than a page.
+        assert_eq!(
+            joined(vec![walked(&[9, 7, 5], Some(5)), walked(&[8, 6], None)], 2),
+            (places(&[9, 8]), Some(place(8)), false)
+        );
+    }
+
+    #[test]
+    fn only_the_ways_that_can_have_it_are_walked_along() {
+        use JobStatus::{Cancelled, Failed, Processing, Retrying, Success};
+        let ways = |find: Find| Question::new(&find).ways();
+        let status = |status: &[JobStatus]| Find {
+            status: status.to_vec(),
+            ..Find::default()
+        };
+        let some = || Some("x".to_owned());
+        assert_eq!(ways(Find::default()), [Way::Age]);
+        assert_eq!(ways(status(&[Failed])), [Way::GivenUp]);
+        assert_eq!(
+            ways(status(&[Retrying, Failed, Cancelled])),
+            [Way::GivenUp, Way::Retrying]
+        );
+        assert_eq!(ways(status(&[Processing])), [Way::Held]);
+        assert_eq!(ways(status(&[Failed, Success])), [Way::Age]);
+        let error = Find {
+            error: some(),
+            ..Find::default()
+        };
+        assert_eq!(ways(error.clone()), [Way::GivenUp, Way::Retrying]);
+        let nothing = Find {
+            status: vec![Success],
+            ..error
+        };
+        assert_eq!(ways(nothing), []);
+        let handler = Find {
+            handler: some(),
+            ..Find::default()
+        };
+        assert_eq!(
+            ways(handler),
+            [Way::GivenUp, Way::Retrying, Way::Pending, Way::Held]
+        );
+    }
+}

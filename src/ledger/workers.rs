@@ -1,0 +1,157 @@
+//! The workers, and what each is doing now.
+//!
+//! No index tells whose a job is, since that would cost every job's end. Each heartbeat tells which jobs the worker has had in
+//! hand for a second or longer; those that it began since are among the newest jobs. So nothing here reads more than the jobs
+//! it shows and a few hundred.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{Row, postgres::PgRow};
+use utoipa::ToSchema;
+
+use super::{
+    LedgerError,
+    read::{Reads, unusable},
+};
+use crate::job::{JobId, Position};
+
+/// So many of a worker's jobs are shown.
+const SHOWN: usize = 20;
+
+/// One worker process.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct WorkerView {
+    /// Its number in the ledger.
+    pub id: i64,
+    /// As people call it.
+    pub name: String,
+    /// Where it runs.
+    pub host: String,
+    /// Its process there.
+    pub pid: i32,
+    /// Of cliquet.
+    pub version: String,
+    /// The work queue it serves.
+    pub queue: String,
+    /// Whether it is there, as far as the ledger can tell: it has not said goodbye, and its heartbeat is fresh.
+    pub alive: bool,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// Its last heartbeat.
+    pub seen_at: DateTime<Utc>,
+    /// When it said goodbye.
+    pub stopped_at: Option<DateTime<Utc>>,
+    /// What it is doing now, the oldest first; at most 20.
+    pub running: Vec<Running>,
+    /// How many jobs it holds, as of its last heartbeat.
+    pub jobs: i64,
+    /// The handlers that it has braked, as of its last heartbeat: an array, or null.
+    pub brakes: serde_json::Value,
+}
+
+/// A job that a worker is doing.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Running {
+    /// The job.
+    pub job: JobId,
+    /// What sort of job it is.
+    pub kind: String,
+    /// The task that runs.
+    pub position: Position,
+    /// What people read while it runs.
+    pub label: String,
+    /// When its present attempt began.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// Those that are alive, and those that died within the last hour. A silence counts only if Postgres was there to hear it.
+const WORKERS: &str = r"
+SELECT id, name, host, pid, version, queue, started_at, seen_at, stopped_at, in_hand::int8 AS jobs,
+       coalesce(brakes, 'null')::text AS brakes,
+       stopped_at IS NULL AND (seen_at >= statement_timestamp() - patience
+                               OR pg_postmaster_start_time() >= statement_timestamp() - patience) AS alive
+  FROM cliquet.workers
+ WHERE ($1::text IS NULL OR queue = $1)
+   AND (coalesce(stopped_at, seen_at) > statement_timestamp() - interval '1 hour'
+        OR (stopped_at IS NULL AND seen_at >= statement_timestamp() - patience))
+ ORDER BY id";
+
+/// What they told, and what is too young to have been told.
+const RUNNING: &str = r"
+WITH candidate AS (
+    SELECT unnest(worker.running[1:100]) AS id FROM cliquet.workers worker WHERE worker.id = ANY ($1)
+    UNION
+    SELECT newest.id FROM (SELECT id, holder FROM cliquet.jobs ORDER BY created_at DESC, id DESC LIMIT 500) newest
+     WHERE newest.holder IS NOT NULL
+)
+SELECT j.holder, j.id, j.kind, t.position, t.label, t.started_at
+  FROM candidate JOIN cliquet.jobs j ON j.id = candidate.id AND j.status = 'PROCESSING' AND j.holder = ANY ($1)
+ CROSS JOIN LATERAL (SELECT task.position, task.label, task.started_at FROM cliquet.tasks task
+                      WHERE task.job_id = j.id AND task.status <> 'SUCCESS' ORDER BY task.position LIMIT 1) t
+ ORDER BY t.started_at, j.id";
+
+impl Reads {
+    /// The workers that are alive, and those that died within the last hour, with what each is doing.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
+    pub async fn workers(&self, queue: Option<&str>) -> Result<Vec<WorkerView>, LedgerError> {
+        self.all_workers(queue)
+            .await
+            .map_err(|error| unusable(self.pool(), &error))
+    }
+
+    async fn all_workers(&self, queue: Option<&str>) -> Result<Vec<WorkerView>, sqlx::Error> {
+        let rows = sqlx::query(WORKERS)
+            .bind(queue)
+            .fetch_all(self.pool())
+            .await?;
+        let mut workers: Vec<WorkerView> = rows.iter().map(worker).collect::<Result<_, _>>()?;
+        let ids: Vec<_> = workers.iter().map(|worker| worker.id).collect();
+        let rows = sqlx::query(RUNNING)
+            .bind(ids)
+            .fetch_all(self.pool())
+            .await?;
+        let mut running: HashMap<i64, Vec<Running>> = HashMap::new();
+        for row in &rows {
+            let of_worker = running.entry(row.try_get("holder")?).or_default();
+            if of_worker.len() < SHOWN {
+                of_worker.push(Running {
+                    job: JobId(row.try_get("id")?),
+                    kind: row.try_get("kind")?,
+                    position: row.try_get("position")?,
+                    label: row.try_get("label")?,
+                    since: row.try_get("started_at")?,
+                });
+            }
+        }
+        for worker in &mut workers {
+            worker.running = running.remove(&worker.id).unwrap_or_default();
+            // What it has begun since its last heartbeat counts, too.
+            worker.jobs = worker.jobs.max(worker.running.len() as i64);
+        }
+        Ok(workers)
+    }
+}
+
+fn worker(row: &PgRow) -> Result<WorkerView, sqlx::Error> {
+    let brakes: &str = row.try_get("brakes")?;
+    Ok(WorkerView {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        host: row.try_get("host")?,
+        pid: row.try_get("pid")?,
+        version: row.try_get("version")?,
+        queue: row.try_get("queue")?,
+        alive: row.try_get("alive")?,
+        started_at: row.try_get("started_at")?,
+        seen_at: row.try_get("seen_at")?,
+        stopped_at: row.try_get("stopped_at")?,
+        running: Vec::new(),
+        jobs: row.try_get("jobs")?,
+        // Another version may tell its brakes otherwise.
+        brakes: serde_json::from_str(brakes).unwrap_or_default(),
+    })
+}

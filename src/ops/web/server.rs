@@ -1,0 +1,159 @@
+//! Listening, with limits of its own: axum's server has none, and would let a few slow clients hold it up for ever.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::Request,
+    http::{StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use super::{super::failure::Failure, failure::Problem, patience::Patient};
+
+/// So many connections are open at a time; more wait in the system's queue. Streams of events are among them.
+const MOST_CONNECTIONS: usize = 300;
+/// How long a client may take to send the head of a request; also, how long a connection may idle between two.
+const HEAD: Duration = Duration::from_secs(15);
+/// How long a client may take to send the body of a request.
+const BODY: Duration = Duration::from_secs(10);
+/// How long a client may leave unread what it is sent.
+const UNREAD: Duration = Duration::from_secs(30);
+/// How long answers that are under way may take when the server ends.
+const GOODBYE: Duration = Duration::from_secs(3);
+/// The longest head of a request, in bytes: a query and a cookie have room.
+const MOST_HEAD_BYTES: usize = 32 * 1024;
+/// The longest body of a request, in bytes.
+const MOST_BODY_BYTES: usize = 64 * 1024;
+/// The longest query, in bytes.
+const MOST_QUERY_BYTES: usize = 8 * 1024;
+
+/// Listens at an address.
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program listens there, maybe another worker: choose another port, or 0 for a free one"
+            }
+            io::ErrorKind::PermissionDenied => "choose a port above 1023",
+            io::ErrorKind::AddrNotAvailable => "it is none of this machine's addresses",
+            _ => "choose another address",
+        };
+        Failure::failed(format!(
+            "HTTP cannot be served at {address}: {error}; {remedy} (--http)"
+        ))
+    })
+}
+
+/// Answers requests until `stop`; then lets those that are under way end, for a few seconds.
+pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let connections = TaskTracker::new();
+    let accepting = async {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let attended = attend(stream, router.clone(), stop.clone());
+                    connections.spawn(async move {
+                        attended.await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Most often there are no more file descriptors: they come back as connections end.
+                    warn!(%error, "a connection to the HTTP server could not be accepted");
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    };
+    let _stopped: Option<()> = stop.run_until_cancelled(accepting).await;
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn attend(stream: TcpStream, router: Router, stop: CancellationToken) {
+    // A part of an answer, such as an event, is not held back for the next.
+    let _ = stream.set_nodelay(true);
+    let io = TokioIo::new(Patient::new(stream, UNREAD));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(MOST_HEAD_BYTES)
+        .serve_connection(io, TowerToHyperService::new(router));
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match timeout(GOODBYE, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "an HTTP connection ended");
+    }
+}
+
+/// Reads a request's body as a whole before anybody looks at it, and refuses what is too long or too slow.
+pub(super) async fn bounded(request: Request, next: Next) -> Response {
+    if request
+        .uri()
+        .query()
+        .is_some_and(|query| query.len() > MOST_QUERY_BYTES)
+    {
+        let sentence = format!("the query is longer than {MOST_QUERY_BYTES} bytes");
+        return Problem::new(StatusCode::URI_TOO_LONG, sentence).into_response();
+    }
+    let (parts, body) = request.into_parts();
+    let told = parts.headers.get(header::CONTENT_LENGTH);
+    let told = told.and_then(|told| told.to_str().ok()?.parse::<u64>().ok());
+    if told.is_some_and(|bytes| bytes > MOST_BODY_BYTES as u64) {
+        return too_long().into_response();
+    }
+    match timeout(BODY, to_bytes(body, MOST_BODY_BYTES)).await {
+        Ok(Ok(bytes)) => {
+            next.run(Request::from_parts(parts, Body::from(bytes)))
+                .await
+        }
+        Ok(Err(error)) if is_too_long(&error) => too_long().into_response(),
+        Ok(Err(error)) => Problem::bad(format!("the body cannot be read: {error}")).into_response(),
+        Err(_) => Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the body has not come within {} s", BODY.as_secs()),
+        )
+        .into_response(),
+    }
+}
+
+fn too_long() -> Problem {
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the body is longer than {MOST_BODY_BYTES} bytes"),
+    )
+}
+
+/// The limit's own type is in a crate that is not named here.
+fn is_too_long(error: &axum::Error) -> bool {
+    error.to_string().contains("length limit")
+}

@@ -1,0 +1,156 @@
+//! HTTP beside a worker: when it is ready, its metrics, and how both end.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::{
+    binary::Binary,
+    eventually,
+    http::{Client, Web, served_by_worker},
+    prometheus::deployed,
+    services::Services,
+    stage::Stage,
+};
+
+/// Programs that end when the test lets them: `touch` a file in the binary's folder.
+const GATED: &str = r#"
+[handlers.gate]
+exec = ["sh", "-c", "touch reached; until test -e open; do sleep 0.05; done"]
+[handlers.a]
+exec = ["true"]
+"#;
+
+/// Waits until the probe answers with this status and words.
+async fn probe(client: &Client, status: u16, words: &str) {
+    eventually(&format!("/readyz says {status} {words:?}"), async || {
+        let answer = client.get("/readyz").await;
+        (answer.status == status && answer.body.contains(words)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_ready_from_its_first_consume_on_while_both_services_are_there() {
+    let services = Services::start();
+    let stage = Stage::on(&services.amqp_url, &services.database_url, &["200ms", "1s"]).await;
+    let run = |arguments: &[&str]| tokio::task::block_in_place(|| services.run(arguments));
+    run(&["kill", "rabbitmq"]);
+    let binary = Binary::on(&stage, GATED);
+    let mut worker = binary.work_with(&["--http", "127.0.0.1:0"]);
+    let client = served_by_worker(&binary).await;
+    probe(
+        &client,
+        503,
+        "the worker waits for RabbitMQ before it begins",
+    )
+    .await;
+    run(&["restart", "rabbitmq"]);
+    probe(&client, 200, "ready").await;
+
+    run(&["kill", "postgres"]);
+    probe(&client, 503, "Postgres is away").await;
+    client.get("/livez").await.with(200);
+    run(&["restart", "postgres"]);
+    probe(&client, 200, "ready").await;
+    run(&["kill", "rabbitmq"]);
+    probe(&client, 503, "the connection that consumes is away").await;
+    run(&["restart", "rabbitmq"]);
+    probe(&client, 200, "ready").await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+
+    // And the server that is alone: while Postgres answers.
+    let alone = Web::start(&binary).await;
+    probe(&alone.client, 200, "ready").await;
+    run(&["kill", "postgres"]);
+    probe(&alone.client, 503, "Postgres").await;
+    let told = alone.client.get("/api/v1/jobs").await.error(503);
+    assert!(told.contains("Postgres"), "{told}");
+    run(&["restart", "postgres"]);
+    probe(&alone.client, 200, "ready").await;
+    run(&["kill", "rabbitmq"]);
+    let told = alone.client.get("/api/v1/queues").await.error(503);
+    assert!(told.contains("RabbitMQ"), "{told}");
+    alone.client.get("/readyz").await.with(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_drains_is_not_ready_and_serves_until_it_ends() {
+    let stage = Stage::new().await;
+    let mut binary = Binary::on(&stage, GATED);
+    binary.addresses(&stage.queues.amqp_url, &stage.database);
+    let mut worker = binary.work_with(&["--http", "127.0.0.1:0"]);
+    let client = served_by_worker(&binary).await;
+    probe(&client, 200, "ready").await;
+    let job = binary
+        .publish(r#"{"kind": "k", "tasks": ["gate", "a"]}"#)
+        .await;
+    eventually("the task runs", async || {
+        let task = &client.get(&format!("/api/v1/jobs/{job}")).await;
+        let task: serde_json::Value = serde_json::from_str(&task.body).unwrap();
+        (task["status"] == "PROCESSING").then_some(())
+    })
+    .await;
+    let mut stream = client.events(&format!("/api/v1/jobs/{job}/events")).await;
+    let (name, data) = stream.next().await.unwrap();
+    assert_eq!(
+        (name.as_str(), &data["tasks"]),
+        ("progress", &json!(["PROCESSING", "PENDING"]))
+    );
+    let mut whole = client.events("/api/v1/events").await;
+    assert_eq!(whole.next().await.unwrap().0, "overview");
+
+    worker.signal("TERM");
+    probe(&client, 503, "the worker is stopping").await;
+    client.get("/livez").await.with(200);
+    assert_eq!(whole.next().await.unwrap().0, "overview");
+    binary.file("open", "");
+    // The running task ends, the next one is handed back; then the server goes with its worker, and the streams with it.
+    assert_eq!(worker.ended().await, Some(0));
+    let mut last = data;
+    while let Some((_, data)) = stream.next().await {
+        last = data;
+    }
+    assert!(
+        last["status"] == "PENDING" || last["tasks"][0] == "PROCESSING",
+        "{last}"
+    );
+    while whole.next().await.is_some() {}
+    assert!(
+        tokio::net::TcpStream::connect(client.address)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_gives_prometheus_every_metric_that_the_alerts_name() {
+    let stage = Stage::new().await;
+    let binary = Binary::on(&stage, GATED);
+    let _worker = binary.work_with(&["--http", "127.0.0.1:0"]);
+    let client = served_by_worker(&binary).await;
+    let job = binary
+        .publish(r#"{"kind": "k", "tasks": ["a", "a"]}"#)
+        .await;
+    stage.reaches(job, "SUCCESS").await;
+    let done = r#"outcome="success"} 2"#;
+    let text = eventually("both tasks are counted", async || {
+        let answer = client.get("/metrics").await;
+        let kind = answer.header("content-type").unwrap().to_owned();
+        assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
+        answer.with(200).contains(done).then_some(answer.body)
+    })
+    .await;
+    let alerts = fs::read_to_string(deployed().join("alerts.yaml")).unwrap();
+    let words = alerts.split(|letter: char| !letter.is_ascii_lowercase() && letter != '_');
+    let mut named = 0;
+    for metric in words.filter(|word| word.starts_with("cliquet_")) {
+        assert!(text.contains(&format!("\n{metric}{{")), "{metric}\n{text}");
+        named += 1;
+    }
+    assert!(named >= 10, "{named}");
+    // Where it is scraped as the example says.
+    let example = fs::read_to_string(deployed().join("prometheus.yaml")).unwrap();
+    assert!(example.contains("127.0.0.1:9464"));
+}
