@@ -62,6 +62,8 @@ pub(super) struct Frame<'a> {
     pub(super) flash: Option<&'a Flash>,
     /// Where the server tells of changes, for as long as some may come.
     pub(super) events: Option<&'a str>,
+    /// After how many milliseconds to look again where no event tells of a change.
+    pub(super) poll: Option<u32>,
     /// The least pause between two looks, in milliseconds.
     pub(super) pause: u32,
 }
@@ -76,6 +78,7 @@ impl<'a> Frame<'a> {
             session: false,
             flash: None,
             events: None,
+            poll: None,
             pause: 250,
         }
     }
@@ -106,7 +109,7 @@ impl<'a> Frame<'a> {
                             }
                         }
                     }
-                    main #main tabindex="-1" data-events=[self.events] data-pause=[self.events.map(|_| self.pause)] {
+                    main #main tabindex="-1" data-events=[self.events] data-poll=[self.poll] data-pause=[self.events.map(|_| self.pause)] {
                         (content)
                     }
                     footer {

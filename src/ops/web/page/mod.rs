@@ -30,7 +30,10 @@ use axum::{
 use maud::Markup;
 
 use super::{Shared, auth::Who, depths::depths, failure::Problem, redact::redact};
-use crate::{job::JobId, ops::words::now};
+use crate::{
+    job::{JobId, JobStatus},
+    ops::words::now,
+};
 use flash::Flash;
 use frame::{Frame, Place};
 
@@ -171,6 +174,8 @@ async fn job_page(
     let title = job::title(&detail);
     let mut frame = Frame::new(&title, Place::Other);
     frame.events = (!detail.job.is_over()).then_some(&events);
+    // The stream of a parked job ends at once, and a retry is seen all the same.
+    frame.poll = (detail.job.status == JobStatus::Failed).then_some(PAUSE);
     let whole = query.is_some_and(|query| query == "whole=1");
     Ok(view(
         &app,

@@ -7,14 +7,22 @@
   const main = document.getElementById("main");
   const pulse = document.getElementById("pulse");
   const RETRY_MS = 5000;
-  let source = null, busy = false, again = false;
+  let source = null, busy = false, again = false, timer = 0;
 
   const say = (word) => {
     pulse.hidden = false;
     if (pulse.textContent !== word) pulse.textContent = word;
   };
 
+  // What is parked has no events, but somebody may retry it.
+  const wait = () => {
+    clearTimeout(timer);
+    const every = Number(main.dataset.poll);
+    if (every && !document.hidden) timer = setTimeout(look, every);
+  };
+
   const open = () => {
+    wait();
     if (source || document.hidden || !main.dataset.events) return;
     source = new EventSource(main.dataset.events);
     source.onopen = () => say("● live");
@@ -51,6 +59,7 @@
     }
     setTimeout(() => {
       busy = false;
+      wait();
       if (again) { again = false; look(); }
     }, Math.max(Number(main.dataset.pause) || 0, 3 * (performance.now() - began)));
   };
@@ -60,10 +69,9 @@
     if (!content) return;
     if (document.title !== fresh.title) document.title = fresh.title;
     morph(main, content);
-    if (!main.dataset.events) {
-      close();
-      say("● over");
-    }
+    if (main.dataset.events) return open();
+    close();
+    say(main.dataset.poll ? "● live" : "● over");
   };
 
   // Whether people open a fold, tick a box or write is theirs to say.

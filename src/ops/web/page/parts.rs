@@ -108,7 +108,7 @@ pub(super) fn error(text: &str) -> Markup {
 
 /// `?a=1&b=2`, or nothing; pairs without a value are left out.
 pub(super) fn query<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
-    let mut written = form_urlencoded::Serializer::new(String::from("?"));
+    let mut written = form_urlencoded::Serializer::for_suffix(String::from("?"), 1);
     for (name, value) in pairs {
         if !value.is_empty() {
             written.append_pair(name, value);
@@ -185,7 +185,7 @@ mod tests {
         let cut = short("\"quoted\" words of some length", 12).into_string();
         assert_eq!(
             cut,
-            "<span title=\"&quot;quoted&quot; words of some length\">&quot;quoted&quot; w…</span>"
+            "<span title=\"&quot;quoted&quot; words of some length\">&quot;quoted&quot; wo…</span>"
         );
     }
 }
