@@ -159,11 +159,11 @@ pub(in crate::ops::web) fn login(error: Option<&str>, next: &str) -> Markup {
             }
             form.card.stack method="post" action="/login" {
                 input type="hidden" name="next" value=(next);
-                label { "Token"
-                    input type="password" name="token" required autocomplete="current-password" autofocus aria-describedby=[error.map(|_| "refusal")];
-                }
                 label { "Your name"
-                    input type="text" name="operator" required maxlength="100" autocomplete="username";
+                    input type="text" name="operator" required maxlength="100" autocomplete="username" autofocus;
+                }
+                label { "Token"
+                    input type="password" name="token" required autocomplete="current-password" aria-describedby=[error.map(|_| "refusal")];
                 }
                 button type="submit" { "Log in" }
             }

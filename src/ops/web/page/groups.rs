@@ -39,7 +39,7 @@ pub(super) fn groups(groups: &[Group], most: u32, now: DateTime<Utc>) -> Markup 
 fn card(group: &Group, now: DateTime<Utc>) -> Markup {
     let title = format!("group-{}", group.id);
     html! {
-        section.card aria-labelledby=(title) {
+        article.card aria-labelledby=(title) {
             h2 id=(title) {
                 (count(group.jobs, "job"))
                 @if let Some(handler) = &group.handler { ": " code { (one_line(handler)) } }

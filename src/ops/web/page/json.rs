@@ -17,7 +17,7 @@ pub(super) fn shown(json: &str, most: Option<usize>, whole: &str) -> Markup {
     };
     html! {
         // Whoever uses the keyboard scrolls a box only when it can have the focus.
-        pre.json tabindex="0" role="region" aria-label="JSON" { code { (text) @if cut { "\n…" } } }
+        pre.json tabindex="0" role="group" aria-label="JSON" { code { (text) @if cut { "\n…" } } }
         @if cut { p.more { a href=(whole) { "See the whole" } } }
     }
 }
