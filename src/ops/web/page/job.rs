@@ -45,7 +45,7 @@ pub(super) fn job(detail: &JobDetail, whole: bool, now: DateTime<Utc>) -> Markup
         (progress(detail))
         p #status .lead role="status" { (sentence(detail)) }
         @if let (JobStatus::Retrying, Some(due)) = (job.status, job.next_attempt_at) {
-            p.muted { "The next attempt is due " (time(due, now)) "." }
+            p.muted { @if due > now { "The next attempt is due " } @else { "The next attempt waits for a worker, due " } (time(due, now)) "." }
         }
         @if let Some(text) = &job.error { div #trouble .card.trouble { h2.off { "Error" } (error(text)) } }
         (acts(detail))
