@@ -204,7 +204,7 @@ impl<'f> Question<'f> {
     /// How many rows a way may look at.
     fn look(&self) -> i64 {
         let rows = match (self.asks_for_handler(), &self.find.error) {
-            (true, _) => 2_000,
+            (true, _) => 1_000,
             (false, Some(_)) => 5_000,
             (false, None) => 10_000,
         };

@@ -687,8 +687,8 @@ async fn a_job_whose_last_task_is_skipped_is_done_and_needs_no_message() {
 async fn a_retry_and_a_cancel_are_told_with_who_did_them_and_why() {
     let stage = Stage::with_ladder(&["200ms", "10s"]).await;
     let worker = stage.worker();
-    let job = stage.publish("a:permanent,gate:on").await;
-    stage.reaches(job, "FAILED").await;
+    let job = stage.publish("a:after:10000,gate:on").await;
+    stage.reaches(job, "RETRYING").await;
     let mut binary = Binary::on(&stage, "");
     binary.set("CLIQUET_LADDER", "200ms, 10s");
     let id = job.to_string();
@@ -721,7 +721,6 @@ async fn a_retry_and_a_cancel_are_told_with_who_did_them_and_why() {
     assert_eq!(shown["error"], "cancelled by an operator");
     stage.script.open("on").await;
     worker.stop().await;
-    stage.queues.take(Place::Dead).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

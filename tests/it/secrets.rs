@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use crate::support::{
     binary::Binary,
-    eventually, rabbitmqctl,
+    eventually,
+    http::served_by_worker,
+    rabbitmqctl,
     stage::{Stage, WorkerProcess},
 };
 
@@ -107,7 +109,20 @@ async fn a_worker_that_tells_everything_tells_no_password() {
         let mut binary = Binary::on(&stage, LOOK);
         binary.addresses(&planted.amqp_url, &planted.database_url);
         binary.set("RUST_LOG", "trace");
-        let worker = binary.work_with(if json { &["--json"] } else { &[] });
+        let token = format!("{PLANTED}-of-http");
+        binary.set("CLIQUET_HTTP_TOKEN", &token);
+        let mut options = vec!["--http", "127.0.0.1:0"];
+        options.extend(json.then_some("--json"));
+        let worker = binary.work_with(&options);
+        let client = served_by_worker(&binary).await;
+        for path in ["/metrics", "/api/v1/jobs", "/api/v1/queues"] {
+            let answer = client.showing(&token).get(path).await;
+            assert_ne!(answer.status, 401, "{answer:?}");
+            clean(path, &format!("{answer:?}"));
+        }
+        let entered = client.form("/login", &[("token", &token)]).await;
+        clean("the login", &format!("{entered:?}"));
+        client.form("/login", &[("token", PLANTED)]).await.with(401);
         let job = Uuid::now_v7();
         let message = format!(r#"{{"id": "{job}", "kind": "k", "tasks": ["look"]}}"#);
         stage

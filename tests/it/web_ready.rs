@@ -80,6 +80,7 @@ async fn a_worker_that_drains_is_not_ready_and_serves_until_it_ends() {
     let stage = Stage::new().await;
     let mut binary = Binary::on(&stage, GATED);
     binary.addresses(&stage.queues.amqp_url, &stage.database);
+    binary.set("CLIQUET_DRAIN_TIMEOUT", "1m");
     let mut worker = binary.work_with(&["--http", "127.0.0.1:0"]);
     let client = served_by_worker(&binary).await;
     probe(&client, 200, "ready").await;

@@ -38,6 +38,7 @@ fn three_acts_of_operators_or_crashes_break_no_promise() {
             Step::Retry
                 | Step::Move { .. }
                 | Step::Cancel
+                | Step::Skip { .. }
                 | Step::AskToStop { .. }
                 | Step::Crash { .. }
         )

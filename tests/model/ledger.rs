@@ -4,7 +4,7 @@ use crate::{
     promises::FENCED_OUT,
     rules::Rules,
     table::{Doing, Status},
-    words::{Run, World, Write},
+    words::{Message, Place, Run, World, Write},
 };
 
 /// Whether a write took effect.
@@ -128,6 +128,43 @@ impl World {
             if task.status == Doing::Processing {
                 (task.status, task.epoch) = (Doing::Failed, job.epoch);
             }
+        }
+        Some(())
+    }
+
+    /// An operator takes the task that the job stands at for done: the job is not held, and goes on behind it under the next
+    /// generation. By hand he has done what its handler would have written.
+    pub fn skip(&mut self, sent: bool) -> Option<()> {
+        let job = self.job.as_mut()?;
+        let tasks = &mut job.tasks[..job.total as usize];
+        let at = tasks
+            .iter()
+            .position(|task| task.status != Doing::Success)?;
+        job.epoch += 1;
+        let task = &mut tasks[at];
+        (task.status, task.epoch) = (Doing::Success, job.epoch);
+        task.attempt = task.attempt.max(1);
+        self.effects[at] += 1;
+        self.forgotten = false;
+        self.confirmed = false;
+        if at + 1 == job.total as usize {
+            job.status = Status::Success;
+            job.sent = job.sent.max(job.generation as i8);
+            return Some(());
+        }
+        job.status = Status::Pending;
+        job.generation += 1;
+        if sent {
+            let generation = job.generation;
+            self.messages.push(Message {
+                place: Place::Work,
+                generation,
+                redelivered: false,
+            });
+            self.confirmed = true;
+        } else {
+            // As if the broker had lost it: the reconciler's to mend, where no older copy brings it.
+            self.broker_lost = true;
         }
         Some(())
     }

@@ -80,6 +80,10 @@ impl Protocol {
             Some(Status::Processing) => steps.push(Step::Cancel),
             _ => {}
         }
+        let waits = [Status::Pending, Status::Retrying, Status::Failed];
+        if world.job.is_some_and(|job| waits.contains(&job.status)) {
+            steps.extend([Step::Skip { sent: true }, Step::Skip { sent: false }]);
+        }
     }
 }
 

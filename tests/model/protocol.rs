@@ -292,6 +292,7 @@ impl Protocol {
                 world.messages[message].place = Place::Work;
             }
             Step::Cancel => world.cancel()?,
+            Step::Skip { sent } => world.skip(sent)?,
         }
         if success_is_touched(&before, &world.job) {
             world.broken |= SUCCESS_ONCE;

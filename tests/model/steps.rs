@@ -135,6 +135,10 @@ pub enum Step {
         message: usize,
     },
     Cancel,
+    /// Its message follows, unless the operator's process ends between the two.
+    Skip {
+        sent: bool,
+    },
 }
 
 /// How many kinds of steps there are.
@@ -198,6 +202,7 @@ impl Step {
             Step::Retry => 41,
             Step::Move { .. } => 42,
             Step::Cancel => 43,
+            Step::Skip { sent } => 44 + u32::from(sent),
             Step::Repeat { .. } => 46,
             Step::Forget { .. } => 47,
             Step::LeaveMark => 48,
@@ -271,7 +276,8 @@ impl Step {
             | Step::Wipe
             | Step::Retry
             | Step::Move { .. }
-            | Step::Cancel => true,
+            | Step::Cancel
+            | Step::Skip { .. } => true,
         }
     }
 }

@@ -302,6 +302,13 @@ impl Names {
             Step::Retry => "an operator sends the job again".into(),
             Step::Move { .. } => "an operator moves a parked message to the work queue".into(),
             Step::Cancel => "an operator cancels the job".into(),
+            Step::Skip { sent: true } => {
+                "an operator skips the job's next task and sends the job on".into()
+            }
+            Step::Skip { sent: false } => {
+                "an operator skips the job's next task, and is gone before the job is sent on"
+                    .into()
+            }
         }
     }
 }

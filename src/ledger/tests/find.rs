@@ -259,7 +259,7 @@ async fn pages_are_cut_by_place_and_hold_every_job_once_while_others_arrive() {
     }
 }
 
-/// Here a search looks at a hundred rows at the most, or at twenty with their tasks.
+/// Here a search looks at a hundred rows at the most, or at ten with their tasks.
 #[tokio::test]
 async fn a_search_for_something_rare_stops_early_says_so_and_goes_on_from_there() {
     let database = Database::new().await;
@@ -293,14 +293,14 @@ async fn a_search_for_something_rare_stops_early_says_so_and_goes_on_from_there(
                 handler: Some("rare".into()),
                 ..Find::default()
             },
-            23,
+            46,
         ),
         (
             Find {
                 likeness: Some(id),
                 ..Find::default()
             },
-            23,
+            46,
         ),
     ] {
         let (mut find, mut asked, mut found) = (find, 0, Vec::new());

@@ -275,8 +275,9 @@ impl Web {
 pub async fn served_by_worker(binary: &Binary) -> Client {
     let address = eventually("the worker serves HTTP", async || {
         let log = binary.written("log").await;
-        let told = log.split("http.address=").nth(1)?;
-        told.split_whitespace().next()?.parse().ok()
+        let told = log.split("http.address").nth(1)?;
+        let told = told.trim_start_matches(['=', '"', ':']);
+        told.split(['"', ' ', '\n']).next()?.parse().ok()
     })
     .await;
     Client::at(address)
