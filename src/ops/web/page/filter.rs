@@ -100,7 +100,7 @@ fn written(time: Option<DateTime<Utc>>) -> String {
 pub(super) fn is_narrow(find: &Find) -> bool {
     let whole = Find {
         limit: find.limit,
-        after: find.after.clone(),
+        after: find.after,
         ..Find::default()
     };
     *find != whole
