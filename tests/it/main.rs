@@ -19,6 +19,7 @@ mod house;
 mod long_tasks;
 mod order;
 mod outage;
+mod page;
 mod privileges;
 mod prune;
 mod publish;

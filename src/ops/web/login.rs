@@ -15,6 +15,7 @@ use super::{
     auth::{self, COOKIE, LASTS},
     failure::Problem,
     guard::{is_loopback, text},
+    page,
 };
 
 pub(super) fn routes() -> Router<Shared> {
@@ -138,36 +139,14 @@ fn own_path(next: &str) -> &str {
     if own { next } else { "/" }
 }
 
-/// The form, until the page has its own.
+/// The form that asks for the token.
 fn form(error: Option<&str>, next: &str) -> Html<String> {
-    let page = maud::html! {
-        (maud::DOCTYPE)
-        html lang="en" {
-            head { meta charset="utf-8"; title { "cliquet: log in" } }
-            body {
-                h1 { "cliquet" }
-                @if let Some(error) = error { p role="alert" { (error) } }
-                form method="post" action="/login" {
-                    input type="hidden" name="next" value=(next);
-                    p { label { "Token " input type="password" name="token" autocomplete="current-password" required; } }
-                    p { label { "Your name " input name="operator" autocomplete="username"; } }
-                    p { button { "Log in" } }
-                }
-            }
-        }
-    };
-    Html(page.into_string())
+    Html(page::login(error, next).into_string())
 }
 
-/// What is wrong, for people; until the page has its own.
+/// What is wrong, for people.
 pub(super) fn failure(status: StatusCode, sentence: &str) -> Response {
-    let page = maud::html! {
-        (maud::DOCTYPE)
-        html lang="en" {
-            head { meta charset="utf-8"; title { "cliquet: " (status) } }
-            body { h1 { (status) } p { (sentence) } p { a href="/" { "To the overview" } } }
-        }
-    };
+    let page = page::failure(status, sentence);
     (status, Html(page.into_string())).into_response()
 }
 

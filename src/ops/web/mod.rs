@@ -4,7 +4,7 @@
 //! that do not read), `guard` (who may ask: hosts, origins, the token; what every answer carries), `auth` (the token and the
 //! sessions of browsers), `login`, `failure` (what is wrong, as JSON or as a page), `health`, `api` (one file a subject, and the
 //! OpenAPI document that is made from them), `live` (one poller for everybody who watches), `depths` (RabbitMQ's queues), `bulk`
-//! (acts on many jobs), `redact` (what is hidden of a job).
+//! (acts on many jobs), `redact` (what is hidden of a job), `page` (what people see).
 //!
 //! **The worker comes first.** Whatever is asked here has connections of its own to both services, few of them, and a place
 //! among few that ask at a time; the rest waits a little and is then turned away.
@@ -23,6 +23,7 @@ mod guard;
 mod health;
 mod live;
 mod login;
+mod page;
 mod patience;
 mod redact;
 mod server;
@@ -124,7 +125,7 @@ fn routes(app: &Shared) -> Router {
     let guarded = Router::new()
         .merge(api::routes())
         .route("/metrics", get(health::metrics))
-        // The page: .merge(page::routes())
+        .merge(page::routes())
         .fallback(failure::nothing_here)
         .layer(middleware::from_fn(server::bounded))
         .layer(middleware::from_fn_with_state(app.clone(), guard::admitted));
@@ -132,6 +133,7 @@ fn routes(app: &Shared) -> Router {
         .route("/livez", get(health::alive))
         .route("/readyz", get(health::ready))
         .merge(login::routes())
+        .merge(page::files())
         .layer(middleware::from_fn(server::bounded));
     guarded
         .merge(open)

@@ -1,6 +1,7 @@
 //! What the tests share: where the services are, and queues of one's own that are gone afterwards.
 
 pub mod binary;
+pub mod browser;
 pub mod collector;
 pub mod detour;
 pub mod http;

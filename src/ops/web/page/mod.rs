@@ -1,0 +1,256 @@
+//! The page: for whoever is called at night, in any browser, without a script too.
+//!
+//! Every view is a function from what was read to markup. Nothing is inline (the content security policy forbids it),
+//! nothing comes from elsewhere. Live views carry the address of the server's events; `page.js` takes an event as a sign to
+//! fetch the page once more and puts in what has changed, so that there is one way in which anything is rendered.
+
+mod acts;
+mod chart;
+mod filter;
+mod flash;
+mod frame;
+mod groups;
+mod job;
+mod json;
+mod list;
+mod overview;
+mod parts;
+#[cfg(test)]
+mod samples;
+mod timeline;
+mod workers;
+
+use axum::{
+    Router,
+    extract::{Path, RawQuery, State},
+    http::{HeaderMap, HeaderValue, header},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use maud::Markup;
+
+use super::{Shared, auth::Who, depths::depths, failure::Problem, redact::redact};
+use crate::{
+    job::{JobId, JobStatus},
+    ops::words::now,
+};
+use flash::Flash;
+use frame::{Frame, Place};
+
+pub(super) use frame::{failure, login};
+
+/// So many groups are shown on their page.
+const GROUPS: u32 = 100;
+/// Of the whole ledger's events, a browser takes one in so many milliseconds; a job's come as they are.
+const PAUSE: u32 = 2_000;
+/// The script marks the looks that are its own: they leave the message of the last act where it is.
+const LIVE: &str = "cliquet-live";
+
+/// The page's routes. All but the two files are for whoever has passed the guard.
+pub(super) fn routes() -> Router<Shared> {
+    Router::new()
+        .route("/", get(overview_page))
+        .route("/jobs", get(list_page))
+        .route("/jobs/{id}", get(job_page))
+        .route("/jobs/{id}/retry", post(acts::retry))
+        .route("/jobs/{id}/cancel", post(acts::cancel))
+        .route("/jobs/{id}/skip", post(acts::skip))
+        .route("/groups", get(groups_page))
+        .route("/groups/{id}/retry", post(acts::retry_group))
+        .route("/groups/{id}/cancel", post(acts::cancel_group))
+        .route("/workers", get(workers_page))
+}
+
+/// The page's files, which are the same for everybody.
+pub(super) fn files() -> Router<Shared> {
+    Router::new()
+        .route("/style.css", get(style))
+        .route("/page.js", get(script))
+}
+
+/// Reads the id in an address.
+fn job_id(text: &str) -> Result<JobId, Problem> {
+    text.parse().map_err(|_| {
+        Problem::unknown("a job's id is a UUID, such as 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11")
+    })
+}
+
+fn unknown(id: JobId) -> Problem {
+    Problem::unknown(format!(
+        "the ledger knows no job {id}; a job is known from when a worker first takes its message"
+    ))
+}
+
+/// A view in its frame. The message of the last act is shown once, unless the script is looking.
+fn view(
+    app: &Shared,
+    who: &Who,
+    headers: &HeaderMap,
+    frame: Frame<'_>,
+    content: Markup,
+) -> Response {
+    let live = headers.contains_key(LIVE);
+    let flash = Flash::of(headers).filter(|_| !live);
+    let frame = Frame {
+        operator: Some(&who.operator),
+        session: app.token.is_some(),
+        flash: flash.as_ref(),
+        ..frame
+    };
+    let mut response = Html(frame.around(content).into_string()).into_response();
+    if flash.is_some() {
+        response
+            .headers_mut()
+            .append(header::SET_COOKIE, Flash::taken());
+    }
+    response
+}
+
+async fn overview_page(
+    State(app): State<Shared>,
+    who: Who,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (overview, groups, workers, depths) = tokio::join!(
+        app.read(|reads| async move { reads.overview(None).await }),
+        app.read(|reads| async move { reads.groups(None, overview::FEW).await }),
+        app.read(|reads| async move { reads.workers(None).await }),
+        depths(&app),
+    );
+    let seen = overview::Seen {
+        overview: overview?,
+        depths,
+        workers: workers?,
+        groups: groups?,
+    };
+    let frame = Frame {
+        events: Some("/api/v1/events"),
+        pause: PAUSE,
+        ..Frame::new("Overview", Place::Overview)
+    };
+    Ok(view(
+        &app,
+        &who,
+        &headers,
+        frame,
+        overview::overview(&seen, now()),
+    ))
+}
+
+async fn list_page(
+    State(app): State<Shared>,
+    who: Who,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let find = filter::read(query.as_deref()).map_err(Problem::bad)?;
+    let wanted = find.clone();
+    let found = app
+        .read(|reads| async move { reads.find(&wanted).await })
+        .await?;
+    Ok(view(
+        &app,
+        &who,
+        &headers,
+        Frame::new("Jobs", Place::Jobs),
+        list::list(&find, &found, now()),
+    ))
+}
+
+async fn job_page(
+    State(app): State<Shared>,
+    who: Who,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let id = job_id(&id)?;
+    let mut detail = app
+        .read(|reads| async move { reads.job(id).await })
+        .await?
+        .ok_or_else(|| unknown(id))?;
+    redact(&mut detail, &app.config.redact);
+    let events = format!("/api/v1/jobs/{id}/events");
+    let title = job::title(&detail);
+    let mut frame = Frame::new(&title, Place::Other);
+    frame.events = (!detail.job.is_over()).then_some(&events);
+    // The stream of a parked job ends at once, and a retry is seen all the same.
+    frame.poll = (detail.job.status == JobStatus::Failed).then_some(PAUSE);
+    let whole = query.is_some_and(|query| query == "whole=1");
+    Ok(view(
+        &app,
+        &who,
+        &headers,
+        frame,
+        job::job(&detail, whole, now()),
+    ))
+}
+
+async fn groups_page(
+    State(app): State<Shared>,
+    who: Who,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let groups = app
+        .read(|reads| async move { reads.groups(None, GROUPS).await })
+        .await?;
+    Ok(view(
+        &app,
+        &who,
+        &headers,
+        Frame::new("Failures", Place::Groups),
+        groups::groups(&groups, GROUPS, now()),
+    ))
+}
+
+async fn workers_page(
+    State(app): State<Shared>,
+    who: Who,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let workers = app
+        .read(|reads| async move { reads.workers(None).await })
+        .await?;
+    let frame = Frame {
+        events: Some("/api/v1/events"),
+        pause: PAUSE,
+        ..Frame::new("Workers", Place::Workers)
+    };
+    Ok(view(
+        &app,
+        &who,
+        &headers,
+        frame,
+        workers::workers(&workers, now()),
+    ))
+}
+
+async fn style(RawQuery(query): RawQuery) -> Response {
+    file(frame::STYLE, "text/css; charset=utf-8", query.as_deref())
+}
+
+async fn script(RawQuery(query): RawQuery) -> Response {
+    file(
+        frame::SCRIPT,
+        "text/javascript; charset=utf-8",
+        query.as_deref(),
+    )
+}
+
+/// Under the address that names its content a file may be kept for ever; under any other it is asked for again.
+fn file(content: &'static str, kind: &'static str, query: Option<&str>) -> Response {
+    let same = query == Some(frame::version(content).as_str());
+    let keep = if same {
+        "public, max-age=31536000, immutable"
+    } else {
+        "no-cache"
+    };
+    let mut response = content.into_response();
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static(keep));
+    response
+}
