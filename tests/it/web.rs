@@ -41,8 +41,11 @@ async fn health_is_open_and_everything_else_asks_for_the_token() {
         stranger.showing(&format!("{TOKEN}0")),
         stranger.showing(""),
         stranger.with("Authorization", &format!("Basic {TOKEN}")),
-        stranger.with("Cookie", &format!("cliquet={TOKEN}")),
-        stranger.with("Cookie", "cliquet="),
+        stranger.with(
+            "Cookie",
+            &format!("cliquet-{}={TOKEN}", web.client.address.port()),
+        ),
+        stranger.with("Cookie", "cliquet-9464="),
     ];
     for path in GUARDED {
         for client in &bad {

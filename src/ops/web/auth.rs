@@ -14,6 +14,7 @@ use axum::{
 };
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::{App, failure::Problem, guard::text};
@@ -21,14 +22,14 @@ use super::{App, failure::Problem, guard::text};
 /// The variable of the environment; never an option, which everybody sees in `ps`.
 const VARIABLE: &str = "CLIQUET_HTTP_TOKEN";
 const LEAST_CHARACTERS: usize = 16;
-/// The name of the cookie.
-pub(super) const COOKIE: &str = "cliquet";
 /// How long a session lasts.
 pub(super) const LASTS: Duration = Duration::from_secs(8 * 3600);
 /// The most sessions; beyond them the one that ends first gives way.
 const MOST_SESSIONS: usize = 1_000;
 /// The longest name of an operator, in characters.
 const LONGEST_NAME: usize = 100;
+/// The pause between two lines of the log about wrong tokens.
+const TOLD: Duration = Duration::from_secs(10);
 /// Who acts, when nobody says.
 const NOBODY: &str = "http";
 
@@ -112,6 +113,7 @@ impl Sessions {
         (session.ends > Instant::now()).then(|| session.operator.clone())
     }
 
+    /// Ends the session of this id.
     pub(super) fn end(&self, id: &str) {
         let id: [u8; 32] = Sha256::digest(id).into();
         self.sessions().remove(&id);
@@ -119,6 +121,34 @@ impl Sessions {
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<[u8; 32], Session>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wrong tokens, told in the log at most once in [`TOLD`]: whoever tries many must not fill it.
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<Refused>);
+
+#[derive(Default)]
+struct Refused {
+    last: Option<Instant>,
+    untold: u64,
+}
+
+impl Refusals {
+    /// One more.
+    pub(super) fn told(&self) {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.untold += 1;
+        if refused.last.is_none_or(|last| last.elapsed() >= TOLD) {
+            warn!(
+                tries = refused.untold,
+                "HTTP: somebody shows a wrong token, and is refused"
+            );
+            *refused = Refused {
+                last: Some(Instant::now()),
+                untold: 0,
+            };
+        }
     }
 }
 
@@ -146,6 +176,7 @@ pub(super) fn who(app: &App, headers: &HeaderMap) -> Result<Who, Problem> {
     let shown = bearer(headers);
     match (&app.token, shown) {
         (Some(token), Some(shown)) if !token.is(shown) => {
+            app.refusals.told();
             return Err(Problem::new(
                 StatusCode::UNAUTHORIZED,
                 "this is not the token; it is the one in CLIQUET_HTTP_TOKEN of the server",
@@ -153,7 +184,7 @@ pub(super) fn who(app: &App, headers: &HeaderMap) -> Result<Who, Problem> {
         }
         (Some(_), Some(_)) | (None, _) => {}
         (Some(_), None) => {
-            let session = session(headers).and_then(|id| app.sessions.operator(id));
+            let session = session(app, headers).and_then(|id| app.sessions.operator(id));
             return session.map(|operator| Who { operator }).ok_or_else(|| {
                 Problem::new(
                     StatusCode::UNAUTHORIZED,
@@ -162,7 +193,7 @@ pub(super) fn who(app: &App, headers: &HeaderMap) -> Result<Who, Problem> {
             });
         }
     }
-    if let Some(operator) = session(headers).and_then(|id| app.sessions.operator(id)) {
+    if let Some(operator) = session(app, headers).and_then(|id| app.sessions.operator(id)) {
         return Ok(Who { operator });
     }
     let operator = match headers.get("cliquet-operator") {
@@ -193,14 +224,23 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
+/// The name of the cookie. Browsers tell hosts apart and not ports, and a machine may have several workers.
+pub(super) fn cookie(app: &App) -> String {
+    format!("cliquet-{}", app.address.port())
+}
+
 /// The id of the browser's session.
-pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn session<'h>(app: &App, headers: &'h HeaderMap) -> Option<&'h str> {
+    value(&cookie(app), headers)
+}
+
+fn value<'h>(wanted: &str, headers: &'h HeaderMap) -> Option<&'h str> {
     let cookies = headers.get_all(header::COOKIE).into_iter();
     let mut pairs = cookies
         .filter_map(|cookies| cookies.to_str().ok())
         .flat_map(|cookies| cookies.split(';'))
         .filter_map(|pair| pair.trim().split_once('='));
-    pairs.find_map(|(name, id)| (name == COOKIE).then_some(id))
+    pairs.find_map(|(name, id)| (name == wanted).then_some(id))
 }
 
 #[cfg(test)]
@@ -243,9 +283,12 @@ mod tests {
     #[test]
     fn a_session_is_found_among_other_cookies() {
         let mut headers = HeaderMap::new();
-        assert_eq!(session(&headers), None);
-        headers.append(header::COOKIE, "a=1; xcliquet=no".parse().unwrap());
-        headers.append(header::COOKIE, "b=2;cliquet=here; c=3".parse().unwrap());
-        assert_eq!(session(&headers), Some("here"));
+        assert_eq!(value("cliquet-1", &headers), None);
+        headers.append(
+            header::COOKIE,
+            "a=1; xcliquet-1=no; cliquet-11=no".parse().unwrap(),
+        );
+        headers.append(header::COOKIE, "b=2;cliquet-1=here; c=3".parse().unwrap());
+        assert_eq!(value("cliquet-1", &headers), Some("here"));
     }
 }

@@ -12,7 +12,7 @@ use url::form_urlencoded;
 
 use super::{
     Shared,
-    auth::{self, COOKIE, LASTS},
+    auth::{self, LASTS},
     failure::Problem,
     guard::{is_loopback, text},
     page,
@@ -56,6 +56,7 @@ async fn enter(
     if let Some(token) = &app.token
         && !token.is(given.token.trim())
     {
+        app.refusals.told();
         return again(StatusCode::UNAUTHORIZED, "This is not the token.");
     }
     let operator = match given.operator.trim() {
@@ -78,17 +79,21 @@ async fn enter(
     };
     let id = app.sessions.begin(operator);
     let cookie = format!(
-        "{COOKIE}={id}; HttpOnly; SameSite=Strict; Path=/; Max-Age={}{secure}",
+        "{}={id}; HttpOnly; SameSite=Strict; Path=/; Max-Age={}{secure}",
+        auth::cookie(&app),
         LASTS.as_secs()
     );
     with_cookie(next, &cookie)
 }
 
 async fn leave(State(app): State<Shared>, headers: HeaderMap) -> Response {
-    if let Some(id) = auth::session(&headers) {
+    if let Some(id) = auth::session(&app, &headers) {
         app.sessions.end(id);
     }
-    let cookie = format!("{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0");
+    let cookie = format!(
+        "{}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0",
+        auth::cookie(&app)
+    );
     with_cookie("/login", &cookie)
 }
 

@@ -3,7 +3,8 @@
 //! In reading order: `command` (how it begins and ends), `server` (listening, limits, shutting down; `patience` for clients
 //! that do not read), `guard` (who may ask: hosts, origins, the token; what every answer carries), `auth` (the token and the
 //! sessions of browsers), `login`, `failure` (what is wrong, as JSON or as a page), `health`, `api` (one file a subject, and the
-//! OpenAPI document that is made from them), `live` (one poller for everybody who watches), `depths` (RabbitMQ's queues), `bulk`
+//! OpenAPI document that is made from them), `live` (one poller for everybody who watches), `depths` (RabbitMQ's queues),
+//! `kept` (answers that many look at), `bulk`
 //! (acts on many jobs), `redact` (what is hidden of a job), `page` (what people see).
 //!
 //! **The worker comes first.** Whatever is asked here has connections of its own to both services, few of them, and a place
@@ -21,6 +22,7 @@ mod depths;
 mod failure;
 mod guard;
 mod health;
+mod kept;
 mod live;
 mod login;
 mod page;
@@ -39,13 +41,14 @@ pub(super) use command::{Beside, HELP, Web};
 use super::acts::Acts;
 use crate::{
     config::Config,
-    ledger::{LedgerError, Reads},
+    ledger::{Group, LedgerError, Reads, WorkerView},
     telemetry::metrics::Exposition,
 };
-use auth::{Sessions, Token};
+use auth::{Refusals, Sessions, Token};
 use depths::Depths;
 use failure::Problem;
 use health::Readiness;
+use kept::Kept;
 use live::Live;
 
 /// So many questions are put to the ledger at a time, each over a connection of its own.
@@ -55,6 +58,9 @@ const TURN: Duration = Duration::from_secs(5);
 /// How long an answer of the ledger is waited for. Postgres itself ends a statement before that.
 const ANSWER: Duration = Duration::from_secs(8);
 
+/// The most groups of like failures that are looked at.
+const MOST_GROUPS: u32 = 500;
+
 /// What every request shares.
 struct App {
     reads: Reads,
@@ -63,8 +69,12 @@ struct App {
     live: Live,
     /// RabbitMQ's queues.
     broker: Depths,
+    /// Those of all queues.
+    groups: Kept<Vec<Group>>,
+    workers: Kept<Vec<WorkerView>>,
     token: Option<Token>,
     sessions: Sessions,
+    refusals: Refusals,
     readiness: Readiness,
     metrics: Exposition,
     /// Where it listens.
@@ -116,7 +126,22 @@ impl App {
         &self,
         act: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Problem> {
-        self.tasks.spawn(act).await.map_err(|_| Problem::broken())
+        let done = self.tasks.spawn(act).await;
+        self.groups.forget().await;
+        self.workers.forget().await;
+        done.map_err(|_| Problem::broken())
+    }
+
+    /// The groups of like failures in all queues, the largest first.
+    async fn groups(&self) -> Result<Arc<Vec<Group>>, Problem> {
+        let read = self.read(|reads| async move { reads.groups(None, MOST_GROUPS).await });
+        self.groups.or_read(read).await
+    }
+
+    /// The workers of all queues.
+    async fn workers(&self) -> Result<Arc<Vec<WorkerView>>, Problem> {
+        let read = self.read(|reads| async move { reads.workers(None).await });
+        self.workers.or_read(read).await
     }
 }
 

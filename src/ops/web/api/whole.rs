@@ -55,8 +55,10 @@ pub(super) async fn workers(
     State(app): State<Shared>,
     Asked(asked): Asked<OfQueue>,
 ) -> Result<Json<Vec<WorkerView>>, Problem> {
-    let queue = asked.queue();
-    let workers = app.read(|reads| async move { reads.workers(queue.as_deref()).await });
+    let Some(queue) = asked.queue() else {
+        return Ok(Json(app.workers().await?.to_vec()));
+    };
+    let workers = app.read(|reads| async move { reads.workers(Some(&queue)).await });
     Ok(Json(workers.await?))
 }
 
@@ -80,7 +82,7 @@ pub(super) async fn queues(State(app): State<Shared>) -> Result<Json<Vec<QueueDe
 /// Like failures
 ///
 /// Jobs that are FAILED or RETRYING, by handler and by what their errors have in common, the largest group first. Its `id` is
-/// the `likeness` that lists and acts on many jobs take.
+/// the `likeness` that lists and acts on many jobs take. Without a queue the answer may be some seconds old.
 #[utoipa::path(
     get,
     path = "/api/v1/groups",
@@ -98,6 +100,10 @@ pub(super) async fn groups(
     Asked(asked): Asked<Groups>,
 ) -> Result<Json<Vec<Group>>, Problem> {
     let (queue, limit) = asked.parts()?;
-    let groups = app.read(|reads| async move { reads.groups(queue.as_deref(), limit).await });
+    let Some(queue) = queue else {
+        let groups = app.groups().await?;
+        return Ok(Json(groups.iter().take(limit as usize).cloned().collect()));
+    };
+    let groups = app.read(|reads| async move { reads.groups(Some(&queue), limit).await });
     Ok(Json(groups.await?))
 }

@@ -113,15 +113,15 @@ async fn overview_page(
 ) -> Result<Response, Problem> {
     let (overview, groups, workers, depths) = tokio::join!(
         app.read(|reads| async move { reads.overview(None).await }),
-        app.read(|reads| async move { reads.groups(None, overview::FEW).await }),
-        app.read(|reads| async move { reads.workers(None).await }),
+        app.groups(),
+        app.workers(),
         depths(&app),
     );
     let seen = overview::Seen {
         overview: overview?,
         depths,
-        workers: workers?,
-        groups: groups?,
+        workers: workers?.to_vec(),
+        groups: groups?.iter().take(overview::FEW).cloned().collect(),
     };
     let frame = Frame {
         events: Some("/api/v1/events"),
@@ -191,15 +191,14 @@ async fn groups_page(
     who: Who,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let groups = app
-        .read(|reads| async move { reads.groups(None, GROUPS).await })
-        .await?;
+    let groups = app.groups().await?;
+    let groups = &groups[..groups.len().min(GROUPS as usize)];
     Ok(view(
         &app,
         &who,
         &headers,
         Frame::new("Failures", Place::Groups),
-        groups::groups(&groups, GROUPS, now()),
+        groups::groups(groups, GROUPS, now()),
     ))
 }
 
@@ -208,9 +207,7 @@ async fn workers_page(
     who: Who,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let workers = app
-        .read(|reads| async move { reads.workers(None).await })
-        .await?;
+    let workers = app.workers().await?;
     let frame = Frame {
         events: Some("/api/v1/events"),
         pause: PAUSE,

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// So many groups and workers stand here; the others on their own pages.
-pub(super) const FEW: u32 = 5;
+pub(super) const FEW: usize = 5;
 
 /// What the overview is made of. What could not be read is a sentence.
 pub(super) struct Seen {
@@ -77,9 +77,9 @@ pub(super) fn overview(seen: &Seen, now: DateTime<Utc>) -> Markup {
                         p.empty { "No worker runs. Start one: " code { "cliquet work" } }
                     } @else {
                         ul.plain {
-                            @for worker in workers.iter().take(FEW as usize) { li { (workers::line(worker, now)) } }
+                            @for worker in workers.iter().take(FEW) { li { (workers::line(worker, now)) } }
                         }
-                        @if workers.len() > FEW as usize {
+                        @if workers.len() > FEW {
                             p.more { a href="/workers" { "All " (workers.len()) " workers" } }
                         }
                     }
