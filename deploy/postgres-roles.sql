@@ -16,7 +16,8 @@
 --   CREATE ROLE shop_operator LOGIN PASSWORD '…' IN ROLE cliquet_operator;    -- cliquet jobs, show, retry, cancel, skip
 --   CREATE ROLE shop_janitor  LOGIN PASSWORD '…' IN ROLE cliquet_pruner;      -- cliquet prune
 --   GRANT cliquet_pruner TO shop_worker;                                      -- only with `prune_after` in its settings
---   GRANT cliquet_operator TO shop_worker;                                    -- only if people act through `work --http`
+--   GRANT cliquet_reader TO shop_worker;                                      -- only if people look at jobs through `work --http`
+--   GRANT cliquet_operator TO shop_worker;                                    -- or act there
 --   CREATE ROLE shop_migrator LOGIN PASSWORD '…' IN ROLE cliquet_owner;       -- cliquet migrate
 --   ALTER ROLE shop_migrator SET role = 'cliquet_owner';                      -- so that the tables are cliquet_owner's
 --

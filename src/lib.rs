@@ -58,6 +58,8 @@
 //! | rung | one delay queue; the *ladder* is all of them |
 //! | settle | end a delivery: acknowledge, put back, or replace it by a copy (publish, confirm, acknowledge) |
 //! | ledger | the Postgres side: the single source of truth |
+//! | operator | whoever looks after jobs; what they do, a retry, a cancel or a skip, is kept with the job as an *intervention* |
+//! | skip | an operator takes the frontier for done: it becomes SUCCESS without having run |
 //!
 //! A job is PENDING (known, not held), PROCESSING (held), RETRYING (a task failed; it waits on a rung), SUCCESS, FAILED
 //! (given up; parked in the dead queue) or CANCELLED.
@@ -73,7 +75,8 @@
 //!    redelivered, duplicated, killed or restarted. (A worker that was paused beyond its heartbeat may begin a task once
 //!    more; its writes change nothing.)
 //! 3. A task starts only when every task before it is SUCCESS.
-//! 4. What a handler writes through its transaction is there exactly when its task is SUCCESS: never twice, never without.
+//! 4. What a handler writes through its transaction is there exactly when its task is SUCCESS: never twice, never without. (A
+//!    task that an operator skipped is SUCCESS without it, and the job's history says so.)
 //! 5. At most one holder's writes take effect in any epoch; a fenced worker changes nothing.
 //! 6. Every job that was accepted reaches SUCCESS, FAILED or CANCELLED, or waits on a rung or in a queue that people see.
 //! 7. There is no resume mode: first delivery, redelivery and operator's retry go through the same claim.
@@ -154,6 +157,17 @@
 //! **Pruning.** Where `prune_after` says so, whoever reconciles also deletes jobs that have been over for that long, with what is
 //! left of its pause; `cliquet prune` does the same at once. A job that is deleted is unknown: row 1 takes a late duplicate of its
 //! message for a new job.
+//!
+//! **Operators** look and act over the command line, HTTP or SQL. What they do goes through the same claim as everything else: a
+//! retry is one more copy of the present generation, a cancel takes the epoch, and a *skip* is a claim, the SUCCESS of its one
+//! task and the end of that claim in one commit, only while nobody holds the job. Each act leaves an *intervention* with who did
+//! it and why (`cliquet.interventions`); a skip and a cancel in the same commit, a retry when its copy is confirmed. What workers
+//! do is told with their heartbeats (`cliquet.activity`, one row a worker and minute), and the lists that people ask for have
+//! partial indexes in which a job that never fails is never entered: neither costs the hot path anything. *The worker comes
+//! first*: whoever looks has connections of his own, read-only and with 5 s for a statement, one reading serves everybody who
+//! watches, and what many look at stands for a second or as many times as long as it took. HTTP is for this machine, or for
+//! whoever has the token: there are no users, and the name of an operator is a note for colleagues. The page is rendered here, by
+//! the same code for the first look and for live ones, so that it needs no build, no foreign host and hardly a script.
 //!
 //! **Where a worker may die** is listed in `fail_point`, and a test kills one at each of these boundaries. In a release build
 //! they do not exist.

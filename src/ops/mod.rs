@@ -178,7 +178,6 @@ impl Command {
                 | Command::Skip(_)
                 | Command::Dead(_)
                 | Command::Web(_)
-                | Command::BenchWorker(_)
         )
     }
 }
@@ -241,11 +240,13 @@ impl Cli {
                     })
             })
             .and_then(|runtime| runtime.block_on(self.dispatch()));
+        // Before the collector is waited for.
+        let status = ended.unwrap_or_else(|failure| failure.tell());
         // The runtime is gone, and with it all that makes spans.
         if let Some(traces) = traces {
             traces.end();
         }
-        ended.unwrap_or_else(|failure| failure.tell())
+        status
     }
 
     async fn dispatch(self) -> Result<ExitCode, Failure> {

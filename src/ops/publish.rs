@@ -25,6 +25,7 @@ use super::{
 use crate::{
     broker::{Letter, SendError},
     job::{BadMessage, Fingerprint, JobId, JobMessage},
+    telemetry::traces,
 };
 
 pub(super) const HELP: &str = r#"A message is one line of JSON (a file that is one message may have many lines):
@@ -97,6 +98,7 @@ impl Publish {
                 }
                 let letter =
                     Letter::new(message.body.clone(), &message.id.to_string(), &message.kind);
+                let letter = traces::continued(letter);
                 let sent = confirmed(&publisher, &letter).await;
                 if !matches!(sent, Ok(()) | Err(SendError::TooLarge { .. })) {
                     in_the_way.store(true, Ordering::Relaxed);

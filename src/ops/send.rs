@@ -43,10 +43,9 @@ pub(super) async fn publisher(
 }
 
 /// Sends one message to the work queue until it is confirmed. Again only while the broker is away: a queue that is missing
-/// or full is for the person to mend. A letter without a place in a trace goes on from that of this process (`TRACEPARENT`).
+/// or full is for the person to mend.
 pub(super) async fn confirmed(publisher: &Publisher, letter: &Letter) -> Result<(), SendError> {
-    let letter = traces::continued(letter.clone());
-    let (span, letter) = traces::producer(&publisher.queue(&Place::Work), letter);
+    let (span, letter) = traces::producer(&publisher.queue(&Place::Work), letter.clone());
     let sent = send(publisher, &letter).instrument(span.clone()).await;
     traces::sent(&span, &sent);
     sent

@@ -13,7 +13,8 @@
 //!
 //! Attributes are those of OpenTelemetry's conventions for messaging, and `cliquet.job.id`, `cliquet.task.position`, `.handler`,
 //! `.label`, `.attempt`, and `cliquet.outcome` in the words of the [metrics](crate::metrics). A failed span has `error.type` and the
-//! error's text, cut to 1 KiB. No span holds a payload, an input or a result.
+//! error's text, cut to 1 KiB: that is whoever's words failed, and may quote what it was given. Nothing else in a span is of a payload,
+//! an input or a result.
 //!
 //! The binary sends them to a collector ([`from_environment`]). A library's user brings a layer of the crate
 //! `tracing-opentelemetry` (0.34) that is there before [`Worker::run`](crate::Worker::run); the spans have the target

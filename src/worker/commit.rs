@@ -65,12 +65,18 @@ pub(super) async fn failed(
     traced: TaskSpan,
 ) -> RunEnd {
     traced.failed(&error);
-    let end = match go.failed(stand.job, &error) {
-        Some(wait) => defer(crew, claimed, stand, message, wait).await,
-        None => fail(crew, claimed, stand, message, error, None).await,
+    let (end, again) = match go.failed(stand.job, &error) {
+        Some(wait) => {
+            let end = defer(crew, claimed, stand, message, wait).await;
+            (end, TaskEnd::Deferred)
+        }
+        None => {
+            let end = fail(crew, claimed, stand, message, error, None).await;
+            (end, TaskEnd::Retried)
+        }
     };
     match end {
-        RunEnd::Retrying { .. } => traced.ended(TaskEnd::Retried),
+        RunEnd::Retrying { .. } => traced.ended(again),
         RunEnd::GivenUp { .. } => traced.ended(TaskEnd::GivenUp),
         _ => {}
     }

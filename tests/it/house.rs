@@ -109,6 +109,17 @@ fn opentelemetry_is_named_in_telemetry_only() {
     );
 }
 
+#[test]
+fn http_is_spoken_in_one_folder() {
+    assert_eq!(
+        trespassers(
+            &["axum::", "hyper::", "hyper_util", "maud::"],
+            &["src/ops/web"]
+        ),
+        [""; 0]
+    );
+}
+
 /// In a release build there is no fail point, nor any name of one: whatever names them stands behind `debug_assertions`.
 #[test]
 fn fail_points_are_not_in_a_release_build() {

@@ -137,12 +137,9 @@ fn resource(settings: &Settings) -> Resource {
     Resource::builder().with_attributes(missing).build()
 }
 
-/// The collector's address without what may be a key.
+/// The collector's address without its path and what is behind, which may be a key.
 fn shown(settings: &Settings) -> String {
-    let mut url = settings.endpoint.clone();
-    url.set_query(None);
-    url.set_fragment(None);
-    url.to_string()
+    settings.endpoint.origin().ascii_serialization()
 }
 
 /// The SDK's exporter, and a word when the collector goes away or comes back: one for each outage, and not one for each batch.

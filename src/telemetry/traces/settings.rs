@@ -56,21 +56,22 @@ pub(super) fn read(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<Settings>, String> {
     let variables = Variables(&environment);
-    if variables.disabled()? {
+    // A machine may say for all its programs how they trace; who names no collector is not asked.
+    if variables.of_traces("ENDPOINT")?.is_none() || variables.disabled()? {
         return Ok(None);
     }
     let Some(endpoint) = variables.endpoint()? else {
         return Ok(None);
     };
     if let Some((name, protocol)) = variables.of_traces("PROTOCOL")?
-        && protocol != "http/protobuf"
+        && !protocol.eq_ignore_ascii_case("http/protobuf")
     {
         return Err(format!(
             "{name} is {protocol:?}; cliquet speaks http/protobuf, which a collector takes beside gRPC, usually at port 4318"
         ));
     }
     if let Some((name, compression)) = variables.of_traces("COMPRESSION")?
-        && !matches!(compression.as_str(), "gzip" | "none")
+        && !matches!(compression.to_ascii_lowercase().as_str(), "gzip" | "none")
     {
         return Err(format!(
             "{name} is {compression:?}; expected \"gzip\" or \"none\""
@@ -151,8 +152,8 @@ impl Variables<'_> {
     fn disabled(&self) -> Result<bool, String> {
         match self.text("OTEL_SDK_DISABLED")? {
             None => {}
-            Some(text) if text.eq_ignore_ascii_case("false") => {}
-            Some(text) if text.eq_ignore_ascii_case("true") => return Ok(true),
+            Some(text) if text.eq_ignore_ascii_case("false") || text == "0" => {}
+            Some(text) if text.eq_ignore_ascii_case("true") || text == "1" => return Ok(true),
             Some(text) => {
                 return Err(format!(
                     "OTEL_SDK_DISABLED is {text:?}; expected \"true\" or \"false\""
@@ -335,6 +336,8 @@ mod tests {
         assert!(!on(&[ON, ("OTEL_TRACES_EXPORTER", "none")]));
         // What is off is not looked at any further.
         assert!(!on(&[("OTEL_TRACES_SAMPLER", "nonsense")]));
+        assert!(!on(&[("OTEL_TRACES_EXPORTER", "console")]));
+        assert!(!on(&[("OTEL_SDK_DISABLED", "maybe")]));
     }
 
     #[test]
