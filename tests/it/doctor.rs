@@ -337,7 +337,7 @@ async fn a_privilege_that_is_lacking_is_named_with_the_grant_that_gives_it() {
     let found = examine(&binary).await;
     let (words, remedy) = found.told("postgres.privileges", "problem");
     assert!(
-        words.ends_with(": INSERT on failures; UPDATE (locked_at, stopped_at, cleared_at, brakes) on workers; EXECUTE of succeed; EXECUTE of job_is_whole; EXECUTE of task_is_whole"),
+        words.ends_with(": INSERT on failures; UPDATE (locked_at, stopped_at, cleared_at, brakes, succeeded, failed, in_hand, running) on workers; INSERT, DELETE on activity; UPDATE (succeeded, failed) on activity; EXECUTE of succeed; EXECUTE of job_is_whole; EXECUTE of task_is_whole"),
         "{words}"
     );
     assert_eq!(found.state("postgres.plans"), "unchecked");
