@@ -1,8 +1,10 @@
 //! Acts on many jobs: all that a search finds, page after page, newest first.
 //!
 //! A page is left behind when its jobs have been acted on, whatever came of it. So no job is acted on twice, one that fails does
-//! not hold up the others, and what comes in meanwhile is before the first page and stays as it is. The same request once more
-//! goes on with what is left.
+//! not hold up the others, and what comes in meanwhile is before the first page and stays as it is.
+//!
+//! What was retried stays FAILED until a worker takes it, so the same search would find it again. An act that ends before
+//! everything was looked at says where: the next one goes on behind that place.
 
 use futures::{StreamExt, stream};
 use serde::Serialize;
@@ -16,7 +18,7 @@ use super::{
 };
 use crate::{
     job::{JobId, JobStatus},
-    ledger::Find,
+    ledger::{Cursor, Find},
 };
 
 /// The most jobs that one request acts on.
@@ -37,8 +39,11 @@ pub(super) struct Bulk {
     pub(super) refused: u32,
     /// Jobs for which it failed.
     pub(super) failed: u32,
-    /// Whether there may be more such jobs: the same request again goes on.
+    /// Whether there may be more such jobs; `next` says from where on.
     pub(super) left: bool,
+    /// The place to go on from, as `after` of the next request: everything before it is done with. None where nothing is left, or
+    /// everything.
+    pub(super) next: Option<Cursor>,
     /// What went wrong, for the first of those refused or failed, and for the whole when it broke off.
     pub(super) errors: Vec<String>,
 }
@@ -110,6 +115,7 @@ where
         let acted_on = bulk.done + bulk.refused + bulk.failed;
         if acted_on >= most || app.stop.is_cancelled() {
             bulk.left = true;
+            bulk.next = find.after;
             return Ok(bulk);
         }
         find.limit = PAGE.min(most - acted_on);
@@ -122,6 +128,7 @@ where
             Err(problem) if acted_on == 0 => return Err(problem),
             Err(problem) => {
                 bulk.left = true;
+                bulk.next = find.after;
                 bulk.errors.push(problem.sentence);
                 return Ok(bulk);
             }

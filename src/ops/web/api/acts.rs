@@ -15,7 +15,10 @@ use super::{
     },
     asked::{Filter, Id, Said, Text, object, whole, whole_or_none},
 };
-use crate::job::Position;
+use crate::{
+    job::Position,
+    ledger::{Cursor, Find},
+};
 
 /// The longest reason, in characters.
 const LONGEST_REASON: usize = 1_000;
@@ -55,10 +58,31 @@ pub(super) struct Many {
     #[schema(minimum = 1, maximum = 10000)]
     #[serde(default = "usual", deserialize_with = "whole")]
     most: i32,
+    /// Only jobs behind this place: the `next` of the answer before, to go on from there.
+    #[schema(value_type = Option<String>, pattern = "^000[0-9a-f]{45}$")]
+    #[serde(default)]
+    after: Option<Cursor>,
     /// Why, in a few words; the ledger keeps it.
     #[schema(value_type = Option<String>, max_length = 1000, pattern = "^[^\\u0000]*$")]
     #[serde(default)]
     reason: Option<Text>,
+}
+
+impl Many {
+    /// Which jobs, and how many at most.
+    fn parts(&self) -> Result<(Find, u32), Problem> {
+        let find = Find {
+            after: self.after,
+            ..self.filter.clone().find()
+        };
+        match u32::try_from(self.most) {
+            Ok(most @ 1..=MOST) => Ok((find, most)),
+            _ => Err(Problem::bad(format!(
+                "`most` is {}; expected 1 to {MOST}",
+                self.most
+            ))),
+        }
+    }
 }
 
 fn usual() -> i32 {
@@ -195,7 +219,7 @@ pub(super) async fn skip(
 /// Send many jobs to the workers again
 ///
 /// Those that the filter finds, newest first; without a status: those that are FAILED or RETRYING. It goes on though the client
-/// goes away.
+/// goes away. A job that was sent stays as it is until a worker takes it: where there are more than `most`, go on from `next`.
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/retry",
@@ -216,11 +240,9 @@ pub(super) async fn retry_many(
     who: Who,
     Said(many): Said<Many>,
 ) -> Result<Json<Bulk>, Problem> {
-    let most = most(many.most)?;
+    let (find, most) = many.parts()?;
     let by = by(who, many.reason)?;
-    bulk::retry(&app, &many.filter.find(), most, &by)
-        .await
-        .map(Json)
+    bulk::retry(&app, &find, most, &by).await.map(Json)
 }
 
 /// End many jobs
@@ -246,18 +268,7 @@ pub(super) async fn cancel_many(
     who: Who,
     Said(many): Said<Many>,
 ) -> Result<Json<Bulk>, Problem> {
-    let most = most(many.most)?;
+    let (find, most) = many.parts()?;
     let by = by(who, many.reason)?;
-    bulk::cancel(&app, &many.filter.find(), most, &by)
-        .await
-        .map(Json)
-}
-
-fn most(most: i32) -> Result<u32, Problem> {
-    match u32::try_from(most) {
-        Ok(most @ 1..=MOST) => Ok(most),
-        _ => Err(Problem::bad(format!(
-            "`most` is {most}; expected 1 to {MOST}"
-        ))),
-    }
+    bulk::cancel(&app, &find, most, &by).await.map(Json)
 }
