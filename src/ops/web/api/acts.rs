@@ -41,8 +41,9 @@ pub(super) struct Skip {
     /// Why, in a few words; the ledger keeps it.
     #[schema(value_type = String, max_length = 1000, pattern = "^[^\\u0000]*[^\\u0000\\s][^\\u0000]*$")]
     reason: Text,
-    /// The task that is meant: the job's first that is not SUCCESS. It is refused, if that is another one by now.
-    #[schema(value_type = Option<i32>, minimum = 1)]
+    /// The task that is meant: the job's first that is not SUCCESS. It is refused, if that is another one by now; so the same
+    /// request once more skips no other task.
+    #[schema(value_type = i32, required = true, minimum = 1)]
     #[serde(default, deserialize_with = "whole_or_none")]
     position: Option<Position>,
 }
@@ -51,9 +52,13 @@ pub(super) struct Skip {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Many {
-    /// Which jobs; without a status: those for which the act means something.
+    /// Which jobs; without a status: those for which the act means something. It has a condition, unless `all` is true.
     #[serde(deserialize_with = "object")]
     filter: Filter,
+    /// That all jobs are meant, where the filter has no condition.
+    #[schema(required = false)]
+    #[serde(default)]
+    all: bool,
     /// At most so many, the newest first.
     #[schema(minimum = 1, maximum = 10000)]
     #[serde(default = "usual", deserialize_with = "whole")]
@@ -71,6 +76,11 @@ pub(super) struct Many {
 impl Many {
     /// Which jobs, and how many at most.
     fn parts(&self) -> Result<(Find, u32), Problem> {
+        if !self.all && !self.filter.narrows() {
+            return Err(Problem::bad(
+                "`filter` has no condition, so every job fits: say which are meant, or `\"all\": true` beside it",
+            ));
+        }
         let find = Find {
             after: self.after,
             ..self.filter.clone().find()
@@ -208,11 +218,16 @@ pub(super) async fn skip(
             "`reason` is empty: say why the task is skipped; the ledger keeps it",
         ));
     }
-    if skip.position.is_some_and(|position| position < 1) {
+    let Some(position) = skip.position else {
+        return Err(Problem::bad(
+            "`position` is missing: say which task is meant, the first of the job that is not SUCCESS; then the same request once more skips no other",
+        ));
+    };
+    if position < 1 {
         return Err(Problem::bad("`position` counts from 1"));
     }
     let acts = app.acts.clone();
-    let came = app.act(async move { acts.skip(id, skip.position, &by).await });
+    let came = app.act(async move { acts.skip(id, position, &by).await });
     Ok(acted(came.await?))
 }
 
