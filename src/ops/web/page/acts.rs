@@ -84,14 +84,17 @@ pub(super) async fn skip(
             &Flash::bad("Nothing was skipped: say why, since whoever looks later will ask."),
         ));
     }
-    let (acts, position) = (app.acts.clone(), given.position);
+    let Some(position) = given.position else {
+        return Ok(back(
+            &job_path(id),
+            &Flash::bad("Nothing was skipped: the form did not say which task is meant."),
+        ));
+    };
+    let acts = app.acts.clone();
     let acted = app
         .act(async move { acts.skip(id, position, &by).await })
         .await?;
-    let done = match given.position {
-        Some(position) => format!("Task {position} was skipped."),
-        None => "The task was skipped.".to_owned(),
-    };
+    let done = format!("Task {position} was skipped.");
     Ok(back(&job_path(id), &told(&acted, &done)))
 }
 
