@@ -64,6 +64,16 @@ pub struct Cursor {
     id: Uuid,
 }
 
+impl Cursor {
+    /// The place of this job: what comes behind it is older.
+    pub(crate) fn of(job: &JobSummary) -> Self {
+        Self {
+            created_at: job.created_at,
+            id: job.id.0,
+        }
+    }
+}
+
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = self.created_at.timestamp_micros();

@@ -1,6 +1,6 @@
 //! What people do to jobs: retry, cancel and skip, for the command line and for HTTP.
 //!
-//! Each act is written down with who did it and why, and says in a sentence what it came to.
+//! Each act is written down with who did it and why, and says in a sentence what it came to; the log has a line of it, too.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use sqlx::PgPool;
 use tokio::sync::Mutex;
+use tracing::info;
 use utoipa::ToSchema;
 
 use super::{
@@ -19,8 +20,8 @@ use crate::{
     config::Config,
     job::{Generation, JobId, JobStatus, Position},
     ledger::{
-        self, Cancelled, LedgerError, Skipped, StoredMessage, cancel, may_act, message, note_sent,
-        record_retry,
+        self, Cancelled, LedgerError, Reads, Skipped, StoredMessage, cancel, may_act, message,
+        note_sent, record_retry,
     },
 };
 
@@ -53,6 +54,9 @@ pub(super) struct Acted {
     pub(super) generation: Option<Generation>,
     /// Why it is not done; or, where it is, what is wrong all the same.
     pub(super) error: Option<String>,
+    /// Whether the next job would fare no better: a service is away, or does not let this user do it.
+    #[serde(skip)]
+    pub(super) everywhere: bool,
 }
 
 /// Whether an act is done.
@@ -77,6 +81,7 @@ impl Acted {
             status: Some(status),
             generation: None,
             error: None,
+            everywhere: false,
         }
     }
 
@@ -87,6 +92,7 @@ impl Acted {
             status,
             generation: None,
             error: Some(sentence),
+            everywhere: false,
         }
     }
 
@@ -97,17 +103,31 @@ impl Acted {
             status: None,
             generation: None,
             error: Some(format!("the ledger knows no job {id}")),
+            everywhere: false,
         }
     }
 
-    fn failed(id: JobId, status: Option<JobStatus>, sentence: String) -> Self {
+    fn failed(id: JobId, status: Option<JobStatus>, what: &str, failure: &Failure) -> Self {
         Self {
             id,
             outcome: Outcome::Failed,
             status,
             generation: None,
-            error: Some(sentence),
+            error: Some(format!("{what}: {failure}")),
+            everywhere: failure.is_everywhere(),
         }
+    }
+
+    /// Writes it into the log: what was done, to which job, by whom.
+    fn logged(self, act: &'static str, by: &By) -> Self {
+        let outcome = match self.outcome {
+            Outcome::Done => "done",
+            Outcome::Refused => "refused",
+            Outcome::NotFound => "not found",
+            Outcome::Failed => "failed",
+        };
+        info!(job = %self.id, act, operator = by.operator, outcome, error = self.error, "an operator acts");
+        self
     }
 }
 
@@ -123,10 +143,16 @@ impl Acts {
 
     /// Sends a job to the workers again, as it is in the ledger. The claim decides what comes of it, as for every message.
     pub(super) async fn retry(&self, id: JobId, by: &By) -> Acted {
+        self.retry_one_of_many(id, by).await.logged("retry", by)
+    }
+
+    /// As [`Acts::retry`], without a line in the log.
+    pub(super) async fn retry_one_of_many(&self, id: JobId, by: &By) -> Acted {
+        let unsent = format!("job {id} is not sent again");
         let stored = match message(&self.0.ledger, id).await {
             Ok(Some(stored)) => stored,
             Ok(None) => return Acted::not_found(id),
-            Err(error) => return Acted::failed(id, None, unsent(id, &error)),
+            Err(error) => return Acted::failed(id, None, &unsent, &error.into()),
         };
         let status = stored.status;
         let why_not = match status {
@@ -148,11 +174,11 @@ impl Acts {
         }
         // Before it is sent: that cannot be taken back.
         if let Err(error) = may_act(&self.0.ledger).await {
-            return Acted::failed(id, Some(status), unsent(id, &error));
+            return Acted::failed(id, Some(status), &unsent, &error.into());
         }
         let generation = Some(stored.generation);
-        if let Err(sentence) = self.send(id, &stored).await {
-            return Acted::failed(id, Some(status), unsent(id, &sentence));
+        if let Err(failure) = self.send(id, &stored).await {
+            return Acted::failed(id, Some(status), &unsent, &failure);
         }
         let recorded = record_retry(&self.0.ledger, id, by).await;
         let error = recorded.err().map(|error| {
@@ -166,8 +192,12 @@ impl Acts {
     }
 
     /// Ends a job that is not over.
-    #[allow(dead_code, reason = "HTTP cancels one job at a time")]
     pub(super) async fn cancel(&self, id: JobId, by: &By) -> Acted {
+        self.cancel_one_of_many(id, by).await.logged("cancel", by)
+    }
+
+    /// As [`Acts::cancel`], without a line in the log.
+    pub(super) async fn cancel_one_of_many(&self, id: JobId, by: &By) -> Acted {
         match self.cancel_all(&[id], by).await {
             Ok(cancelled) => match cancelled.first() {
                 // Twice cancelled is what was asked for.
@@ -181,8 +211,8 @@ impl Acts {
                 Some((_, Cancelled::NotFound)) | None => Acted::not_found(id),
             },
             Err(error) => {
-                let sentence = format!("job {id} is not cancelled: {error}");
-                Acted::failed(id, None, sentence)
+                let what = format!("job {id} is not cancelled");
+                Acted::failed(id, None, &what, &error.into())
             }
         }
     }
@@ -196,14 +226,32 @@ impl Acts {
         cancel(&self.0.ledger, ids, by).await
     }
 
-    /// Takes the task that a job stands at for done, and sends the job on. Only with a reason, and only while nobody holds it;
-    /// with a `position`, only if it stands there.
-    pub(super) async fn skip(&self, id: JobId, position: Option<Position>, by: &By) -> Acted {
+    /// The task that a job stands at: what is meant by whoever skips without a position. A job that stands at none is over, and
+    /// a skip says so whatever the position.
+    pub(super) async fn stands_at(&self, id: JobId) -> Result<Position, Acted> {
+        let reads = Reads::new(self.0.ledger.clone());
+        match reads.progress(id).await {
+            Ok(Some(job)) => Ok(job.task.map_or(job.job.total, |task| task.position)),
+            Ok(None) => Err(Acted::not_found(id)),
+            Err(error) => {
+                let what = format!("no task of job {id} is skipped");
+                Err(Acted::failed(id, None, &what, &error.into()))
+            }
+        }
+    }
+
+    /// Takes the task at this position for done, and sends the job on. Only with a reason, only while nobody holds it, and only
+    /// if the job stands there: asked twice, it is done once.
+    pub(super) async fn skip(&self, id: JobId, position: Position, by: &By) -> Acted {
+        self.skip_at(id, position, by).await.logged("skip", by)
+    }
+
+    async fn skip_at(&self, id: JobId, position: Position, by: &By) -> Acted {
         if by.reason.is_none() {
             let sentence = format!("no task of job {id} is skipped without a reason: say why");
             return Acted::refused(id, None, sentence);
         }
-        match ledger::skip(&self.0.ledger, id, position, by).await {
+        match ledger::skip(&self.0.ledger, id, Some(position), by).await {
             Ok(Skipped::GoesOn {
                 position,
                 generation,
@@ -220,75 +268,72 @@ impl Acts {
                 Acted::refused(id, Some(status), sentence)
             }
             Ok(Skipped::StandsAt { status, frontier }) => {
-                let sentence = match (frontier, position) {
-                    (Some(frontier), Some(position)) => format!(
+                let sentence = match frontier {
+                    Some(frontier) => format!(
                         "job {id} stands at task {frontier} now, not at {position}: nothing is skipped"
                     ),
-                    _ => format!("every task of job {id} is done: nothing is skipped"),
+                    None => format!("every task of job {id} is done: nothing is skipped"),
                 };
                 Acted::refused(id, Some(status), sentence)
             }
-            Err(error) => Acted::failed(
-                id,
-                None,
-                format!(
-                    "a task of job {id} was to be skipped: {error}. Look at the job before you ask again: `cliquet show {id}`"
-                ),
-            ),
+            Err(error) => {
+                let what = format!(
+                    "task {position} of job {id} was to be skipped; look at the job before you ask again (`cliquet show {id}`)"
+                );
+                Acted::failed(id, None, &what, &error.into())
+            }
         }
     }
 
     /// Sends the message of a job that a skip has freed. Should that fail, the reconciler does it.
     async fn go_on(&self, id: JobId, position: Position, generation: Generation) -> Acted {
         let sent = async {
-            let stored = message(&self.0.ledger, id)
-                .await
-                .map_err(|error| error.to_string())?;
+            let stored = message(&self.0.ledger, id).await?;
             // Somebody may have done more to it since, and sent what follows from that.
             if let Some(stored) = stored.filter(|stored| stored.generation == generation) {
                 self.send(id, &stored).await?;
                 // A note that is lost is another copy, which is harmless.
                 let _ = note_sent(&self.0.ledger, id, generation).await;
             }
-            Ok::<_, String>(())
+            Ok::<_, Failure>(())
         };
         match sent.await {
             Ok(()) => Acted {
                 generation: Some(generation),
                 ..Acted::done(id, JobStatus::Pending)
             },
-            Err(error) => Acted::failed(
-                id,
-                Some(JobStatus::Pending),
-                format!(
-                    "task {position} of job {id} is skipped, and that is written; but the job is not sent on: {error}. A worker's reconciler does it later, or now: `cliquet retry {id}`"
-                ),
-            ),
+            Err(failure) => {
+                let what = format!(
+                    "task {position} of job {id} is skipped, and that is written; but the job is not sent on. A worker's reconciler does it later, or now: `cliquet retry {id}`. What was wrong"
+                );
+                Acted::failed(id, Some(JobStatus::Pending), &what, &failure)
+            }
         }
     }
 
-    async fn send(&self, id: JobId, stored: &StoredMessage) -> Result<(), String> {
-        let publisher = self
-            .publisher(&stored.queue)
-            .await
-            .map_err(|failure| failure.to_string())?;
+    async fn send(&self, id: JobId, stored: &StoredMessage) -> Result<(), Failure> {
+        let publisher = self.publisher(&stored.queue).await?;
         let letter = Letter::new(
             stored.message.encode(),
             &id.to_string(),
             &stored.message.kind,
         )
         .generation(stored.generation);
-        confirmed(&publisher, &letter)
-            .await
-            .map_err(|error| error.to_string())
+        Ok(confirmed(&publisher, &letter).await?)
     }
 
     async fn publisher(&self, queue: &str) -> Result<Publisher, Failure> {
-        let mut publishers = self.0.publishers.lock().await;
-        if let Some(publisher) = publishers.get(queue) {
+        if let Some(publisher) = self.0.publishers.lock().await.get(queue) {
             return Ok(publisher.clone());
         }
+        // Nobody waits for another's connection: where one cannot be made, each would wait for all before it.
         let opened = publisher(&self.0.config, queue, IN_FLIGHT).await?;
+        let mut publishers = self.0.publishers.lock().await;
+        if let Some(first) = publishers.get(queue).cloned() {
+            drop(publishers);
+            opened.close().await;
+            return Ok(first);
+        }
         publishers.insert(queue.to_owned(), opened.clone());
         Ok(opened)
     }
@@ -300,10 +345,6 @@ impl Acts {
             publisher.close().await;
         }
     }
-}
-
-fn unsent(id: JobId, error: &dyn std::fmt::Display) -> String {
-    format!("job {id} is not sent again: {error}")
 }
 
 /// Who acts, on the command line.

@@ -14,6 +14,8 @@ use crate::{
 pub(super) struct Failure {
     status: u8,
     sentence: String,
+    /// Whether whatever is asked next fares no better: a service is away, or lets this user not do it.
+    everywhere: bool,
 }
 
 impl Failure {
@@ -22,6 +24,7 @@ impl Failure {
         Self {
             status: 1,
             sentence: sentence.into(),
+            everywhere: false,
         }
     }
 
@@ -30,6 +33,19 @@ impl Failure {
         Self {
             status: 2,
             sentence: sentence.into(),
+            everywhere: false,
+        }
+    }
+
+    /// Whether it is no use to go on with something else: a service is away, or does not let this user do it.
+    pub(super) fn is_everywhere(&self) -> bool {
+        self.everywhere
+    }
+
+    fn of(error: &dyn std::error::Error, everywhere: bool) -> Self {
+        Self {
+            everywhere,
+            ..Self::failed(error.to_string())
         }
     }
 
@@ -50,19 +66,26 @@ impl std::fmt::Display for Failure {
 
 impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
-        Self::failed(error.to_string())
+        Self::of(&error, !matches!(error, LedgerError::Refused(_)))
     }
 }
 
 impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
-        Self::failed(error.to_string())
+        use BrokerError::{Refused, Unreachable, Untrusted};
+        let everywhere = matches!(
+            error,
+            Unreachable { .. } | Refused { .. } | Untrusted { .. }
+        );
+        Self::of(&error, everywhere)
     }
 }
 
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Self {
-        Self::failed(error.to_string())
+        use SendError::{Cancelled, Denied, Unavailable};
+        let everywhere = matches!(error, Unavailable { .. } | Denied { .. } | Cancelled { .. });
+        Self::of(&error, everywhere)
     }
 }
 

@@ -219,6 +219,8 @@ impl Cli {
         let (format, usual) = match (&self.command, self.common.json) {
             (Command::Work(_), true) => (LogFormat::Json, telemetry::STORY),
             (Command::Work(_), false) => (LogFormat::Text, telemetry::STORY),
+            // What operators do over HTTP is told in its log.
+            (Command::Web(_), _) => (LogFormat::Text, telemetry::STORY),
             _ => (LogFormat::Text, telemetry::WARNINGS),
         };
         let format = self.common.log_format.unwrap_or(format);

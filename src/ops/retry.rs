@@ -84,6 +84,7 @@ fn tell(desk: &mut Desk, acted: Acted) -> Result<bool, Failure> {
         status,
         generation,
         error,
+        ..
     } = acted;
     let done = outcome == Outcome::Done;
     if done && status == Some(JobStatus::Processing) {

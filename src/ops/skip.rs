@@ -53,7 +53,15 @@ impl Skip {
         }
         desk.broker()?;
         let acts = Acts::new(Arc::new(desk.config.clone()), desk.ledger().await?);
-        let acted = acts.skip(self.id, self.position, &by).await;
+        // Read first and sent along: should somebody else skip it meanwhile, this does not skip the next.
+        let position = match self.position {
+            Some(position) => Ok(position),
+            None => acts.stands_at(self.id).await,
+        };
+        let acted = match position {
+            Ok(position) => acts.skip(self.id, position, &by).await,
+            Err(acted) => acted,
+        };
         acts.close().await;
         if let Some(error) = &acted.error {
             note(format_args!("error: {error}"));

@@ -251,6 +251,14 @@ async fn a_page_of_another_site_changes_nothing_and_reads_nothing() {
             let told = foreign.post(path, &json!({})).await.error(403);
             assert!(told.contains("another site"), "{told}");
         }
+        if name == "Sec-Fetch-Site" {
+            let told = foreign.get("/api/v1/jobs").await.error(403);
+            assert!(told.contains("another site"), "{told}");
+            foreign.get("/livez").await.with(200);
+            // Somebody follows a link.
+            let followed = foreign.with("Sec-Fetch-Mode", "navigate");
+            followed.get("/api/v1/jobs").await.json(200);
+        }
         // A form of a foreign page can send text that looks like JSON.
         let text = foreign.with("Content-Type", "text/plain");
         text.send("POST", &job, b"{}").await.error(403);

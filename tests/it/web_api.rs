@@ -119,6 +119,8 @@ async fn the_whole_is_told_jobs_workers_and_queues() {
         ])
     );
     assert_eq!(queues[0]["consumers"], 1);
+    let page = web.client.with("Accept", "text/html").get("/").await;
+    assert!(page.with(200).contains("for 1 consumer<"), "{page:?}");
     stage.script.open("here").await;
 }
 
@@ -186,10 +188,12 @@ async fn what_is_hidden_by_the_settings_is_nowhere_in_the_api() {
     let id = Uuid::now_v7();
     let message = json!({
         "id": id, "kind": "k",
-        "payload": {"card": {"number": "4111-hide-me", "name": "shown"}},
+        "payload": 0,
         "tasks": [{"handler": "a", "input": {"secret": "hide-me-too", "index": 7}}, {"handler": "b", "input": "permanent"}],
     });
-    let message = message.to_string();
+    // A key twice, of which most programs take the last.
+    let payload = r#""payload":{"card":{"number":"4111-hide-me","number":"4222-hide-me","name":"shown","price":12345678901234567890.10}}"#;
+    let message = message.to_string().replace(r#""payload":0"#, payload);
     stage
         .queues
         .publish(message.as_bytes(), Default::default())
@@ -200,16 +204,30 @@ async fn what_is_hidden_by_the_settings_is_nowhere_in_the_api() {
     let body = answer.with(200);
     assert!(!body.contains("hide-me"), "{body}");
     let job = answer.json(200);
-    assert_eq!(
-        job["payload"],
-        json!({"card": {"number": "(hidden)", "name": "shown"}})
-    );
+    // The rest as it was written, with every digit.
+    let rest = r#""name":"shown","price":12345678901234567890.10}}"#;
+    let shown = format!(r#"{{"card":{{"number":"(hidden)","number":"(hidden)",{rest}"#);
+    assert!(body.contains(&shown), "{body}");
     assert_eq!(
         job["tasks"][0]["input"],
         json!({"secret": "(hidden)", "index": 7})
     );
     assert_eq!(job["tasks"][0]["result"], "(hidden)");
     assert_eq!(job["tasks"][1]["error"], "never again, as told");
+    // Nor on the page.
+    let browser = web.client.with("Accept", "text/html");
+    for whole in ["", "?whole=1"] {
+        let page = browser.get(&format!("/jobs/{id}{whole}")).await;
+        let page = page.with(200);
+        assert!(!page.contains("hide-me"), "{page}");
+        assert!(
+            page.contains("(hidden)") && page.contains("12345678901234567890.10"),
+            "{page}"
+        );
+        // All of it is looked at once.
+        let again = page.contains("data-poll") || page.contains("data-events");
+        assert_eq!(again, whole.is_empty(), "{page}");
+    }
     let mut events = web
         .client
         .events(&format!("/api/v1/jobs/{id}/events"))
@@ -241,6 +259,10 @@ async fn what_an_operator_does_is_done_and_kept_with_the_name_and_the_reason() {
         (&json!("done"), &Value::Null)
     );
     stage.reaches(job, "SUCCESS").await;
+    let log = web.process.said();
+    for words in [&job.to_string(), "act=\"skip\"", "operator=\"Ada\""] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
     let detail = web
         .client
         .get(&format!("/api/v1/jobs/{job}"))
@@ -265,6 +287,18 @@ async fn what_an_operator_does_is_done_and_kept_with_the_name_and_the_reason() {
         act(job, "retry", &json!({})).await.json(409)["outcome"],
         "refused"
     );
+
+    // Asked twice, one task is skipped, though the next waits for the same.
+    let job = stage.publish("f:permanent g:permanent").await;
+    stage.reaches(job, "FAILED").await;
+    let told = act(job, "skip", &because("by hand")).await.error(400);
+    assert!(told.contains("`position` is missing"), "{told}");
+    let first = json!({"reason": "by hand", "position": 1});
+    act(job, "skip", &first).await.json(200);
+    stage.reaches(job, "FAILED").await;
+    let again = act(job, "skip", &first).await.json(409);
+    let told = again["error"].as_str().unwrap();
+    assert!(told.contains("stands at task 2 now, not at 1"), "{told}");
 
     let job = stage.publish("d:permanent,ok").await;
     stage.reaches(job, "FAILED").await;
@@ -316,19 +350,29 @@ async fn a_group_of_like_failures_is_retried_or_ended_at_once_and_no_more_than_t
     let group = groups.find(|group| group["handler"] == "a").unwrap();
     assert_eq!(group["jobs"], 5);
     let filter = json!({"likeness": group["id"]});
-    let many = async |act: &str, most: u32| {
-        let body = json!({"filter": filter, "most": most, "reason": "the shop is back"});
-        let path = format!("/api/v1/jobs/{act}");
-        web.client.post(&path, &body).await.json(200)
-    };
-    let some = many("retry", 2).await;
-    assert_eq!(
-        some,
-        json!({"done": 2, "refused": 0, "failed": 0, "left": true, "errors": []})
-    );
-    let all = many("retry", 1000).await;
-    assert_eq!((&all["done"], &all["left"]), (&json!(5), &json!(false)));
-    assert_eq!(stage.queues.depth(Place::Work).await, 7);
+    // No worker takes them, so they stay FAILED: what was done before is left behind all the same.
+    let (mut after, mut came) = (None, Vec::new());
+    loop {
+        let mut body = json!({"filter": filter, "most": 2, "reason": "the shop is back"});
+        if let Some(place) = &after {
+            body["after"] = json!(place);
+        }
+        let some = web.client.post("/api/v1/jobs/retry", &body).await.json(200);
+        came.push((some["done"].clone(), some["left"].clone()));
+        assert_eq!(some["errors"], json!([]), "{some}");
+        match some["next"].as_str() {
+            Some(next) => after = Some(next.to_owned()),
+            None => break,
+        }
+    }
+    let expected = [(2, true), (2, true), (1, false)];
+    assert_eq!(json!(came), json!(expected));
+    assert_eq!(stage.queues.depth(Place::Work).await, 5);
+    for job in &like {
+        let detail = web.client.get(&format!("/api/v1/jobs/{job}")).await;
+        let kept = &detail.json(200)["interventions"];
+        assert_eq!(kept.as_array().unwrap().len(), 1, "{kept}");
+    }
     stage.script.open("shop").await;
     let worker = stage.worker();
     for job in &like {
@@ -345,11 +389,39 @@ async fn a_group_of_like_failures_is_retried_or_ended_at_once_and_no_more_than_t
         stage.reaches(*job, "RETRYING").await;
     }
     worker.stop().await;
-    let ended = web
-        .client
-        .post("/api/v1/jobs/cancel", &json!({"filter": {}}))
-        .await
-        .json(200);
+    let cancel = async |body: Value| web.client.post("/api/v1/jobs/cancel", &body).await;
+    // What was lost on the way means nothing, and not everything.
+    for (nothing, words) in [
+        (json!({"filter": {}}), "`filter` has no condition"),
+        (
+            json!({"filter": {}, "all": false}),
+            "`filter` has no condition",
+        ),
+        (
+            json!({"filter": {"likeness": ""}}),
+            "filter: likeness: it is empty",
+        ),
+        (
+            json!({"filter": {"status": ["RETRYING"], "likeness": null}}),
+            "filter: likeness: invalid type: null",
+        ),
+        (
+            json!({"filter": {"status": []}}),
+            "filter: status: it is empty",
+        ),
+    ] {
+        let told = cancel(nothing).await.error(400);
+        assert!(told.contains(words), "{told}");
+    }
+    for job in &waiting {
+        assert_eq!(stage.status(*job).await.as_deref(), Some("RETRYING"));
+    }
+    let ended = cancel(json!({"filter": {}, "all": true})).await.json(200);
+    let log = web.process.said();
+    assert!(
+        log.contains("act=\"cancel\"") && log.contains("done=3"),
+        "{log}"
+    );
     assert_eq!(
         (&ended["done"], &ended["refused"], &ended["left"]),
         (&json!(3), &json!(0), &json!(false))

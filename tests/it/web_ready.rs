@@ -65,6 +65,14 @@ async fn a_worker_is_ready_from_its_first_consume_on_while_both_services_are_the
     probe(&alone.client, 200, "ready").await;
     run(&["kill", "postgres"]);
     probe(&alone.client, 503, "Postgres").await;
+    // Strangers are not told where it is, and as whom it is asked; the log is.
+    let told = alone.stranger().get("/readyz").await;
+    assert_eq!(told.with(503), "Postgres does not answer\n");
+    let log = alone.process.said();
+    assert!(
+        log.contains("not ready") && log.contains("127.0.0.1:"),
+        "{log}"
+    );
     let told = alone.client.get("/api/v1/jobs").await.error(503);
     assert!(told.contains("Postgres"), "{told}");
     run(&["restart", "postgres"]);
@@ -109,14 +117,9 @@ async fn a_worker_that_drains_is_not_ready_and_serves_until_it_ends() {
     binary.file("open", "");
     // The running task ends, the next one is handed back; then the server goes with its worker, and the streams with it.
     assert_eq!(worker.ended().await, Some(0));
-    let mut last = data;
-    while let Some((_, data)) = stream.next().await {
-        last = data;
-    }
-    assert!(
-        last["status"] == "PENDING" || last["tasks"][0] == "PROCESSING",
-        "{last}"
-    );
+    assert_eq!(stage.status(job).await.as_deref(), Some("PENDING"));
+    // It ends with the server, whether or not it told of that.
+    while stream.next().await.is_some() {}
     while whole.next().await.is_some() {}
     assert!(
         tokio::net::TcpStream::connect(client.address)
@@ -154,4 +157,50 @@ async fn a_worker_gives_prometheus_every_metric_that_the_alerts_name() {
     // Where it is scraped as the example says.
     let example = fs::read_to_string(deployed().join("prometheus.yaml")).unwrap();
     assert!(example.contains("127.0.0.1:9464"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_act_on_many_jobs_ends_at_once_when_a_service_is_away_and_goes_on_when_it_is_back() {
+    let services = Services::start();
+    let stage = Stage::on(&services.amqp_url, &services.database_url, &["200ms", "1s"]).await;
+    let run = |arguments: &[&str]| tokio::task::block_in_place(|| services.run(arguments));
+    let worker = stage.worker();
+    let mut jobs = Vec::new();
+    for _ in 0..30 {
+        jobs.push(stage.publish("a:needs:shop").await);
+    }
+    for job in &jobs {
+        stage.reaches(*job, "FAILED").await;
+    }
+    worker.stop().await;
+    let web = Web::of(Binary::on(&stage, "")).await;
+    let retry = async |body: serde_json::Value| {
+        let path = "/api/v1/jobs/retry";
+        web.client.post(path, &body).await.json(200)
+    };
+    let filter = json!({"handler": "a"});
+    let some = retry(json!({"filter": filter, "most": 10})).await;
+    assert_eq!(some["done"], 10);
+
+    // What is asked for the first time finds it away; what has a connection would wait for 30 seconds with each job.
+    run(&["kill", "rabbitmq"]);
+    let other = Web::of(Binary::on(&stage, "")).await;
+    let body = json!({"filter": filter, "after": some["next"]});
+    let away = other.client.post("/api/v1/jobs/retry", &body).await;
+    let away = away.json(200);
+    let failed = away["failed"].as_u64().unwrap();
+    assert!((1..=8).contains(&failed), "{away}");
+    assert_eq!(
+        (&away["done"], &away["left"], &away["next"]),
+        (&json!(0), &json!(true), &some["next"])
+    );
+    let error = away["errors"][0].as_str().unwrap();
+    assert!(error.contains("RabbitMQ"), "{error}");
+
+    run(&["restart", "rabbitmq"]);
+    let rest = retry(json!({"filter": filter, "after": away["next"]})).await;
+    assert_eq!(
+        (&rest["done"], &rest["left"], &rest["next"]),
+        (&json!(20), &json!(false), &json!(null))
+    );
 }

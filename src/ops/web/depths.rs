@@ -40,8 +40,6 @@ pub(super) struct QueueDepth {
     pub(super) delay_seconds: Option<f64>,
     /// Messages that wait in it.
     pub(super) ready: u64,
-    /// Messages that workers have and have not settled; unknown without RabbitMQ's management API.
-    pub(super) unacked: Option<u64>,
     /// Its consumers.
     pub(super) consumers: u64,
 }
@@ -97,7 +95,6 @@ fn depth((place, name, ready, consumers): (Place, String, u32, u32)) -> QueueDep
         role,
         delay_seconds,
         ready: ready.into(),
-        unacked: None,
         consumers: consumers.into(),
     }
 }

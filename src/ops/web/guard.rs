@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`from_here`] | a `Host` that is no name of this machine, where nobody needs a token | a foreign page may give its own name this machine's address (DNS rebinding), and would then be of the same origin |
 //! | | a write that another site's page makes | the browser would send the cookie of whoever looks at that page, or needs none |
+//! | | what another site's page loads, other than by a link that somebody follows | it could measure how long the answer takes, and keep this server busy |
 //! | [`admitted`] | whoever shows neither the token nor a session | |
 //! | [`dressed`] | nothing | a browser is told to load nothing foreign, to guess no types and to keep no copy |
 //!
@@ -63,6 +64,12 @@ pub(super) async fn from_here(State(app): State<Shared>, request: Request, next:
     if !reads && !is_of_this_origin(headers) {
         return Problem::forbidden(
             "this request comes from a page of another site; it is refused, since only this server's own pages and programs may change anything",
+        )
+        .into_response();
+    }
+    if reads && !is_open && is_loaded_elsewhere(headers) {
+        return Problem::forbidden(
+            "a page of another site wants to load this; it is refused: open it in the browser itself",
         )
         .into_response();
     }
@@ -153,6 +160,13 @@ pub(super) fn is_loopback(host: &str) -> bool {
         || name
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether a page of another site loads this as a part of itself, as browsers say. Following a link is another matter.
+fn is_loaded_elsewhere(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let mode = headers.get("sec-fetch-mode").map(HeaderValue::as_bytes);
+    matches!(site, Some(b"cross-site" | b"same-site")) && mode != Some(b"navigate")
 }
 
 /// Whether a write comes from this server's own pages, or from no page at all. Browsers say where a write comes from, in

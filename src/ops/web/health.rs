@@ -11,6 +11,7 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
+use tracing::warn;
 use uuid::Uuid;
 
 use super::{Shared, failure::Problem};
@@ -59,22 +60,26 @@ async fn postgres(app: &Shared, asked: &Asked) -> Result<(), String> {
     {
         return answer.clone();
     }
-    let answer = ask(app).await;
+    let told_already = matches!(&*last, Some((_, Err(_))));
+    let answer = ask(app, told_already).await;
     *last = Some((Instant::now(), answer.clone()));
     answer
 }
 
 /// No job has this id; that the ledger says so is what is asked for.
-async fn ask(app: &Shared) -> Result<(), String> {
+///
+/// Why it does not is for the log: strangers need not know where Postgres is, and who we are there.
+async fn ask(app: &Shared, told_already: bool) -> Result<(), String> {
     let asked = app.read(|reads| async move { reads.progress(JobId(Uuid::nil())).await });
-    match timeout(ANSWER, asked).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(problem)) => Err(problem.sentence),
-        Err(_) => Err(format!(
-            "Postgres does not answer within {} s",
-            ANSWER.as_secs()
-        )),
+    let reason = match timeout(ANSWER, asked).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(problem)) => problem.sentence,
+        Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
+    };
+    if !told_already {
+        warn!(error = reason, "not ready: Postgres does not answer");
     }
+    Err("Postgres does not answer".to_owned())
 }
 
 pub(super) async fn metrics(State(app): State<Shared>) -> Response {

@@ -33,7 +33,7 @@ mod server;
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, middleware, routing::get};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(super) use command::{Beside, HELP, Web};
@@ -98,6 +98,39 @@ impl App {
         F: Future<Output = Result<T, LedgerError>> + Send + 'static,
         T: Send + 'static,
     {
+        let answer = self.turn(question, |answer| async move { Some(answer) });
+        answer.await?.ok_or_else(Problem::broken)
+    }
+
+    /// As [`App::read`], for an answer that may be large: what is made of it is made within the turn, so that not more of them
+    /// are in memory than there are turns, and on a thread where nobody waits for it.
+    async fn read_whole<T, F, M>(
+        &self,
+        question: impl FnOnce(Reads) -> F,
+        make: impl FnOnce(T) -> M + Send + 'static,
+    ) -> Result<M, Problem>
+    where
+        F: Future<Output = Result<T, LedgerError>> + Send + 'static,
+        T: Send + 'static,
+        M: Send + 'static,
+    {
+        let made = self.turn(question, |answer| async move {
+            spawn_blocking(move || make(answer)).await.ok()
+        });
+        made.await?.ok_or_else(Problem::broken)
+    }
+
+    async fn turn<T, F, M, G>(
+        &self,
+        question: impl FnOnce(Reads) -> F,
+        make: impl FnOnce(T) -> G + Send + 'static,
+    ) -> Result<M, Problem>
+    where
+        F: Future<Output = Result<T, LedgerError>> + Send + 'static,
+        G: Future<Output = M> + Send + 'static,
+        T: Send + 'static,
+        M: Send + 'static,
+    {
         let turn = timeout(TURN, self.readers.clone().acquire_owned()).await;
         let Ok(Ok(turn)) = turn else {
             return Err(Problem::away(format!(
@@ -107,9 +140,12 @@ impl App {
         };
         let asked = question(self.reads.clone());
         let answer = self.tasks.spawn(async move {
-            let answer = asked.await;
+            let made = match asked.await {
+                Ok(answer) => Ok(make(answer).await),
+                Err(error) => Err(error),
+            };
             drop(turn);
-            answer
+            made
         });
         match timeout(ANSWER, answer).await {
             Ok(Ok(answer)) => Ok(answer?),
@@ -153,6 +189,7 @@ fn routes(app: &Shared) -> Router {
         .merge(page::routes())
         .fallback(failure::nothing_here)
         .layer(middleware::from_fn(server::bounded))
+        .layer(middleware::from_fn(server::let_in))
         .layer(middleware::from_fn_with_state(app.clone(), guard::admitted));
     let open = Router::new()
         .route("/livez", get(health::alive))

@@ -1,4 +1,5 @@
-//! A connection whose client does not read what it is sent is given up, so that it holds neither a place nor memory for ever.
+//! A connection whose client does not read what it is sent, or reads it too slowly, is given up, so that it holds neither a
+//! place nor memory for ever.
 
 use std::{
     future::Future,
@@ -13,20 +14,26 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// A stream whose writes fail when nothing could be written for some time.
+/// A stream whose writes fail when nothing could be written for some time, or not all that was there to be written.
 pub(super) struct Patient<S> {
     stream: S,
     patience: Duration,
+    in_all: Duration,
     /// Until when the write that waits now may wait.
     until: Option<Pin<Box<Sleep>>>,
+    /// Until when everything has to be written. Once it is, the server flushes; an event or the like begins anew.
+    end: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, patience: Duration) -> Self {
+    /// `patience` for each write, `in_all` for all that is there to be written.
+    pub(super) fn new(stream: S, patience: Duration, in_all: Duration) -> Self {
         Self {
             stream,
             patience,
+            in_all,
             until: None,
+            end: None,
         }
     }
 
@@ -38,19 +45,23 @@ impl<S> Patient<S> {
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.until = None;
-            return written;
+            if self.end.is_none() {
+                return written;
+            }
         }
-        let patience = self.patience;
-        let until = self
-            .until
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
-        match until.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
+        let over = |limit: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>, length| {
+            let limit = limit.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + length)));
+            limit.as_mut().poll(cx).is_ready()
+        };
+        if over(&mut self.end, cx, self.in_all)
+            || (written.is_pending() && over(&mut self.until, cx, self.patience))
+        {
+            return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                "the client does not read",
-            ))),
-            Poll::Pending => Poll::Pending,
+                "the client does not read, or reads too slowly",
+            )));
         }
+        written
     }
 }
 
@@ -89,6 +100,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if let Poll::Ready(Ok(())) = flushed {
+            self.end = None;
+        }
         self.bounded(cx, flushed)
     }
 
@@ -100,16 +114,42 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
     #[tokio::test]
     async fn a_client_that_does_not_read_is_given_up() {
         let (here, _there) = tokio::io::duplex(16);
-        let mut patient = Patient::new(here, Duration::from_millis(20));
+        let mut patient = Patient::new(here, Duration::from_millis(20), Duration::from_secs(3600));
         patient.write_all(&[0; 16]).await.unwrap();
         let error = patient.write_all(&[0; 16]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_a_little_now_and_then_is_given_up_too() {
+        let (here, mut there) = tokio::io::duplex(16);
+        let (a_while, in_all) = (Duration::from_millis(500), Duration::from_secs(1));
+        let mut patient = Patient::new(here, a_while, in_all);
+        let reading = tokio::spawn(async move {
+            let mut read = 0;
+            while there.read_u8().await.is_ok() {
+                read += 1;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            read
+        });
+        // What is read in time takes as long as it may, again and again.
+        for _ in 0..4 {
+            patient.write_all(&[0; 60]).await.unwrap();
+            patient.flush().await.unwrap();
+        }
+        let began = Instant::now();
+        let error = patient.write_all(&[0; 1500]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= in_all);
+        drop(patient);
+        assert!(reading.await.unwrap() > 180);
     }
 }

@@ -1,6 +1,16 @@
 //! Listening, with limits of its own: axum's server has none, and would let a few slow clients hold it up for ever.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -10,7 +20,11 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use hyper::server::conn::http1;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -25,7 +39,8 @@ use tracing::{debug, warn};
 
 use super::{super::failure::Failure, failure::Problem, patience::Patient};
 
-/// So many connections are open at a time; more wait in the system's queue. Streams of events are among them.
+/// So many connections are open at a time. Streams of events are among them. Where there are more, whoever has waited longest
+/// without having been let in gives way; while all are let in, more wait in the system's queue.
 const MOST_CONNECTIONS: usize = 300;
 /// How long a client may take to send the head of a request; also, how long a connection may idle between two.
 const HEAD: Duration = Duration::from_secs(15);
@@ -33,6 +48,8 @@ const HEAD: Duration = Duration::from_secs(15);
 const BODY: Duration = Duration::from_secs(10);
 /// How long a client may leave unread what it is sent.
 const UNREAD: Duration = Duration::from_secs(30);
+/// How long a client may take to read an answer, or one event of a stream.
+const READ: Duration = Duration::from_secs(300);
 /// How long answers that are under way may take when the server ends.
 const GOODBYE: Duration = Duration::from_secs(3);
 /// The longest head of a request, in bytes: a query and a cookie have room.
@@ -62,15 +79,20 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> 
 /// Answers requests until `stop`; then lets those that are under way end, for a few seconds.
 pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let strangers = Arc::new(Strangers::default());
     let connections = TaskTracker::new();
     let accepting = async {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let attended = attend(stream, router.clone(), stop.clone());
+                    if places.available_permits() == 0 {
+                        strangers.turn_out_the_first();
+                    }
+                    let Ok(place) = places.clone().acquire_owned().await else {
+                        return;
+                    };
+                    let stranger = Strangers::one_more(&strangers);
+                    let attended = attend(stream, router.clone(), stranger, stop.clone());
                     connections.spawn(async move {
                         attended.await;
                         drop(place);
@@ -90,18 +112,84 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
     connections.wait().await;
 }
 
-async fn attend(stream: TcpStream, router: Router, stop: CancellationToken) {
+/// Connections on which nobody has been let in yet, by their age. Slow ones among them shall not keep everybody else out, and
+/// an address tells too little: behind a proxy all have the same.
+#[derive(Default)]
+struct Strangers {
+    waiting: Mutex<BTreeMap<u64, CancellationToken>>,
+    last: AtomicU64,
+}
+
+impl Strangers {
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn one_more(strangers: &Arc<Self>) -> Stranger {
+        let number = strangers.last.fetch_add(1, Ordering::Relaxed);
+        let turned_out = CancellationToken::new();
+        strangers.waiting().insert(number, turned_out.clone());
+        Stranger {
+            number,
+            turned_out,
+            among: strangers.clone(),
+        }
+    }
+
+    fn turn_out_the_first(&self) {
+        if let Some((_, turned_out)) = self.waiting().pop_first() {
+            turned_out.cancel();
+        }
+    }
+}
+
+/// One connection among the [`Strangers`], until it is let in or ends.
+struct Stranger {
+    number: u64,
+    turned_out: CancellationToken,
+    among: Arc<Strangers>,
+}
+
+impl Stranger {
+    fn let_in(&self) {
+        self.among.waiting().remove(&self.number);
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.let_in();
+    }
+}
+
+/// Behind the guard: whoever gets here keeps the connection.
+pub(super) async fn let_in(request: Request, next: Next) -> Response {
+    if let Some(stranger) = request.extensions().get::<Arc<Stranger>>() {
+        stranger.let_in();
+    }
+    next.run(request).await
+}
+
+async fn attend(stream: TcpStream, router: Router, stranger: Stranger, stop: CancellationToken) {
     // A part of an answer, such as an event, is not held back for the next.
     let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(Patient::new(stream, UNREAD));
+    let io = TokioIo::new(Patient::new(stream, UNREAD, READ));
+    let turned_out = stranger.turned_out.clone();
+    let stranger = Arc::new(stranger);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(stranger.clone());
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(MOST_HEAD_BYTES)
-        .serve_connection(io, TowerToHyperService::new(router));
+        .serve_connection(io, service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = turned_out.cancelled() => return,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             match timeout(GOODBYE, connection).await {

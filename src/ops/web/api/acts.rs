@@ -15,7 +15,10 @@ use super::{
     },
     asked::{Filter, Id, Said, Text, object, whole, whole_or_none},
 };
-use crate::job::Position;
+use crate::{
+    job::Position,
+    ledger::{Cursor, Find},
+};
 
 /// The longest reason, in characters.
 const LONGEST_REASON: usize = 1_000;
@@ -38,8 +41,9 @@ pub(super) struct Skip {
     /// Why, in a few words; the ledger keeps it.
     #[schema(value_type = String, max_length = 1000, pattern = "^[^\\u0000]*[^\\u0000\\s][^\\u0000]*$")]
     reason: Text,
-    /// The task that is meant: the job's first that is not SUCCESS. It is refused, if that is another one by now.
-    #[schema(value_type = Option<i32>, minimum = 1)]
+    /// The task that is meant: the job's first that is not SUCCESS. It is refused, if that is another one by now; so the same
+    /// request once more skips no other task.
+    #[schema(value_type = i32, required = true, minimum = 1)]
     #[serde(default, deserialize_with = "whole_or_none")]
     position: Option<Position>,
 }
@@ -48,17 +52,47 @@ pub(super) struct Skip {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Many {
-    /// Which jobs; without a status: those for which the act means something.
+    /// Which jobs; without a status: those for which the act means something. It has a condition, unless `all` is true.
     #[serde(deserialize_with = "object")]
     filter: Filter,
+    /// That all jobs are meant, where the filter has no condition.
+    #[schema(required = false)]
+    #[serde(default)]
+    all: bool,
     /// At most so many, the newest first.
     #[schema(minimum = 1, maximum = 10000)]
     #[serde(default = "usual", deserialize_with = "whole")]
     most: i32,
+    /// Only jobs behind this place: the `next` of the answer before, to go on from there.
+    #[schema(value_type = Option<String>, pattern = "^000[0-9a-f]{45}$")]
+    #[serde(default)]
+    after: Option<Cursor>,
     /// Why, in a few words; the ledger keeps it.
     #[schema(value_type = Option<String>, max_length = 1000, pattern = "^[^\\u0000]*$")]
     #[serde(default)]
     reason: Option<Text>,
+}
+
+impl Many {
+    /// Which jobs, and how many at most.
+    fn parts(&self) -> Result<(Find, u32), Problem> {
+        if !self.all && !self.filter.narrows() {
+            return Err(Problem::bad(
+                "`filter` has no condition, so every job fits: say which are meant, or `\"all\": true` beside it",
+            ));
+        }
+        let find = Find {
+            after: self.after,
+            ..self.filter.clone().find()
+        };
+        match u32::try_from(self.most) {
+            Ok(most @ 1..=MOST) => Ok((find, most)),
+            _ => Err(Problem::bad(format!(
+                "`most` is {}; expected 1 to {MOST}",
+                self.most
+            ))),
+        }
+    }
 }
 
 fn usual() -> i32 {
@@ -184,18 +218,23 @@ pub(super) async fn skip(
             "`reason` is empty: say why the task is skipped; the ledger keeps it",
         ));
     }
-    if skip.position.is_some_and(|position| position < 1) {
+    let Some(position) = skip.position else {
+        return Err(Problem::bad(
+            "`position` is missing: say which task is meant, the first of the job that is not SUCCESS; then the same request once more skips no other",
+        ));
+    };
+    if position < 1 {
         return Err(Problem::bad("`position` counts from 1"));
     }
     let acts = app.acts.clone();
-    let came = app.act(async move { acts.skip(id, skip.position, &by).await });
+    let came = app.act(async move { acts.skip(id, position, &by).await });
     Ok(acted(came.await?))
 }
 
 /// Send many jobs to the workers again
 ///
 /// Those that the filter finds, newest first; without a status: those that are FAILED or RETRYING. It goes on though the client
-/// goes away.
+/// goes away. A job that was sent stays as it is until a worker takes it: where there are more than `most`, go on from `next`.
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/retry",
@@ -216,11 +255,9 @@ pub(super) async fn retry_many(
     who: Who,
     Said(many): Said<Many>,
 ) -> Result<Json<Bulk>, Problem> {
-    let most = most(many.most)?;
+    let (find, most) = many.parts()?;
     let by = by(who, many.reason)?;
-    bulk::retry(&app, &many.filter.find(), most, &by)
-        .await
-        .map(Json)
+    bulk::retry(&app, &find, most, &by).await.map(Json)
 }
 
 /// End many jobs
@@ -246,18 +283,7 @@ pub(super) async fn cancel_many(
     who: Who,
     Said(many): Said<Many>,
 ) -> Result<Json<Bulk>, Problem> {
-    let most = most(many.most)?;
+    let (find, most) = many.parts()?;
     let by = by(who, many.reason)?;
-    bulk::cancel(&app, &many.filter.find(), most, &by)
-        .await
-        .map(Json)
-}
-
-fn most(most: i32) -> Result<u32, Problem> {
-    match u32::try_from(most) {
-        Ok(most @ 1..=MOST) => Ok(most),
-        _ => Err(Problem::bad(format!(
-            "`most` is {most}; expected 1 to {MOST}"
-        ))),
-    }
+    bulk::cancel(&app, &find, most, &by).await.map(Json)
 }

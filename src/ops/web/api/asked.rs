@@ -95,8 +95,36 @@ pub(super) fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     let fields = serde_json::Map::deserialize(deserializer)?;
-    T::deserialize(serde_json::Value::Object(fields)).map_err(serde::de::Error::custom)
+    serde_path_to_error::deserialize(serde_json::Value::Object(fields))
+        .map_err(serde::de::Error::custom)
 }
+
+/// What is said, and not null: a program that has nothing to say here has lost what it meant.
+fn said<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Text that is said, and not empty either.
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Text>, D::Error> {
+    let text = Text::deserialize(deserializer)?;
+    match text.0.is_empty() {
+        true => Err(serde::de::Error::custom(EMPTY)),
+        false => Ok(Some(text)),
+    }
+}
+
+/// Statuses, at least one.
+fn some_statuses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Statuses, D::Error> {
+    let statuses = Statuses::deserialize(deserializer)?;
+    match statuses.0.is_empty() {
+        true => Err(serde::de::Error::custom(EMPTY)),
+        false => Ok(statuses),
+    }
+}
+
+const EMPTY: &str = "it is empty; leave it out, or say what is meant";
 
 /// A whole number, also one that is written with a point: to JSON `3.0` is 3.
 pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
@@ -172,35 +200,51 @@ impl<'de> Deserialize<'de> for Statuses {
     }
 }
 
-/// Which jobs: all conditions hold; one that is left out or empty is none.
+/// Which jobs: all conditions hold. One that is left out is none; one that is empty is refused, since an act on many jobs would
+/// be one on many more.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Filter {
     /// Only these statuses.
-    #[schema(value_type = Vec<JobStatus>, required = false)]
+    #[schema(value_type = Vec<JobStatus>, required = false, min_items = 1)]
+    #[serde(deserialize_with = "some_statuses")]
     status: Statuses,
     /// Only this kind.
-    #[schema(value_type = Option<String>, pattern = "^[^\\u0000]*$")]
+    #[schema(value_type = String, required = false, min_length = 1, pattern = "^[^\\u0000]*$")]
+    #[serde(deserialize_with = "words")]
     kind: Option<Text>,
     /// Only this work queue.
-    #[schema(value_type = Option<String>, pattern = "^[^\\u0000]*$")]
+    #[schema(value_type = String, required = false, min_length = 1, pattern = "^[^\\u0000]*$")]
+    #[serde(deserialize_with = "words")]
     queue: Option<Text>,
     /// Only jobs that stand at a task of this handler.
-    #[schema(value_type = Option<String>, pattern = "^[^\\u0000]*$")]
+    #[schema(value_type = String, required = false, min_length = 1, pattern = "^[^\\u0000]*$")]
+    #[serde(deserialize_with = "words")]
     handler: Option<Text>,
     /// Only jobs whose error contains this, in small or capital letters.
-    #[schema(value_type = Option<String>, pattern = "^[^\\u0000]*$")]
+    #[schema(value_type = String, required = false, min_length = 1, pattern = "^[^\\u0000]*$")]
+    #[serde(deserialize_with = "words")]
     error: Option<Text>,
     /// Only jobs of this group of like failures: the `id` of one of `/api/v1/groups`.
-    #[schema(value_type = Option<String>, pattern = "^[^\\u0000]*$")]
+    #[schema(value_type = String, required = false, min_length = 1, pattern = "^[^\\u0000]*$")]
+    #[serde(deserialize_with = "words")]
     likeness: Option<Text>,
     /// Created at this time or later.
+    #[schema(value_type = DateTime<Utc>, required = false)]
+    #[serde(deserialize_with = "said")]
     since: Option<DateTime<Utc>>,
     /// Created before this time.
+    #[schema(value_type = DateTime<Utc>, required = false)]
+    #[serde(deserialize_with = "said")]
     until: Option<DateTime<Utc>>,
 }
 
 impl Filter {
+    /// Whether anything is left out.
+    pub(super) fn narrows(&self) -> bool {
+        self.clone().find() != Find::default()
+    }
+
     pub(super) fn find(self) -> Find {
         Find {
             status: self.status.0,
@@ -360,6 +404,22 @@ mod tests {
         assert_eq!(query, filter.find());
         assert_eq!(query.status, [JobStatus::Failed, JobStatus::Retrying]);
         assert_eq!((query.kind.as_deref(), query.handler), (Some("a b"), None));
+    }
+
+    #[test]
+    fn a_filter_of_a_body_has_no_empty_conditions() {
+        let filter = |text: &str| serde_json::from_str::<Filter>(text);
+        assert!(!filter("{}").unwrap().narrows());
+        assert!(filter(r#"{"kind": " "}"#).unwrap().narrows());
+        for field in [
+            "status", "kind", "queue", "handler", "error", "likeness", "since", "until",
+        ] {
+            for nothing in ["\"\"", "null", "[]"] {
+                let text = format!(r#"{{"{field}": {nothing}, "kind2": 1}}"#);
+                let told = filter(&text).unwrap_err().to_string();
+                assert!(!told.contains("kind2"), "{text}: {told}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Jobs: the list, and one with everything about it.
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 
 use super::{
     super::{
@@ -54,13 +58,19 @@ pub(super) async fn list(
         (status = 503, description = "Postgres is away", body = Wrong),
     )
 )]
-pub(super) async fn one(State(app): State<Shared>, Id(id): Id) -> Result<Json<JobDetail>, Problem> {
-    let detail = app.read(|reads| async move { reads.job(id).await });
-    let mut detail = detail.await?.ok_or_else(|| {
+pub(super) async fn one(State(app): State<Shared>, Id(id): Id) -> Result<Response, Problem> {
+    let config = app.config.clone();
+    let written = app.read_whole(
+        |reads| async move { reads.job(id).await },
+        move |detail| {
+            let mut detail = detail?;
+            redact(&mut detail, &config.redact);
+            Some(Json(detail).into_response())
+        },
+    );
+    written.await?.ok_or_else(|| {
         Problem::unknown(format!(
             "the ledger knows no job {id}; a job is known from when a worker first takes its message"
         ))
-    })?;
-    redact(&mut detail, &app.config.redact);
-    Ok(Json(detail))
+    })
 }

@@ -19,7 +19,11 @@ use axum::{
 };
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::{
+        AllOf, Object, RefOr, Schema,
+        schema::AnyOf,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
 
 use super::{Shared, failure::Wrong};
@@ -64,7 +68,7 @@ pub(super) fn routes() -> Router<Shared> {
         acts::cancel_many,
     ),
     components(schemas(Wrong)),
-    modifiers(&Secured),
+    modifiers(&Secured, &Narrowed),
     security(("token" = []))
 )]
 struct Document;
@@ -82,6 +86,36 @@ impl Modify for Secured {
             .build();
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(token));
+    }
+}
+
+/// What no field of an act on many jobs says alone: its filter has a condition, or all are meant.
+struct Narrowed;
+
+impl Modify for Narrowed {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let schemas = &mut document.components.get_or_insert_default().schemas;
+        let Some(many) = schemas.remove("Many") else {
+            return;
+        };
+        let with = |name: &str, schema: Object| {
+            Schema::Object(
+                Object::builder()
+                    .property(name, schema)
+                    .required(name)
+                    .build(),
+            )
+        };
+        let filter = Object::builder().min_properties(Some(1)).build();
+        let all = Object::builder().enum_values(Some([true])).build();
+        let either = AnyOf::builder()
+            .item(with("filter", filter))
+            .item(with("all", all));
+        let both = AllOf::builder()
+            .item(many)
+            .item(Schema::AnyOf(either.build()))
+            .build();
+        schemas.insert("Many".to_owned(), RefOr::T(Schema::AllOf(both)));
     }
 }
 

@@ -99,14 +99,17 @@ pub(super) async fn skip(
             &Flash::bad("Nothing was skipped: say why, since whoever looks later will ask."),
         ));
     }
-    let (acts, position) = (app.acts.clone(), given.position);
+    let Some(position) = given.position else {
+        return Ok(back(
+            &job_path(id),
+            &Flash::bad("Nothing was skipped: the form did not say which task is meant."),
+        ));
+    };
+    let acts = app.acts.clone();
     let acted = app
         .act(async move { acts.skip(id, position, &by).await })
         .await?;
-    let done = match given.position {
-        Some(position) => format!("Task {position} was skipped."),
-        None => "The task was skipped.".to_owned(),
-    };
+    let done = format!("Task {position} was skipped.");
     Ok(back(&job_path(id), &told(&acted, &done)))
 }
 
@@ -184,8 +187,12 @@ fn summed(came: &Bulk, done: &str) -> Flash {
         }
     }
     text.push('.');
-    if came.left {
-        text.push_str(" There are more: press once more to go on with older ones.");
+    match (came.left, came.next) {
+        (true, Some(_)) => {
+            text.push_str(" There are more: press once more to go on with older ones.");
+        }
+        (true, None) => text.push_str(" It broke off: press once more when that is mended."),
+        (false, _) => {}
     }
     if let Some(first) = came.errors.first() {
         text.push_str(&format!(" The first error: {first}"));
@@ -215,6 +222,8 @@ fn back(path: &str, flash: &Flash) -> Response {
 mod tests {
     use super::*;
     use crate::ops::web::page::samples::id;
+
+    const PLACE: &str = "000644a3eab0c0000190b5c27e1f7c3a9d550d9c1f0a7b11";
 
     fn acted(outcome: Outcome, error: Option<&str>) -> Acted {
         Acted {
@@ -263,6 +272,8 @@ mod tests {
             (Tone::Good, "1,000 jobs were sent to the workers.")
         );
         came.left = true;
+        assert!(summed(&came, "cancelled").text.contains("broke off"));
+        came.next = Some(PLACE.parse().unwrap());
         came.errors = vec!["who did it could not be written down".to_owned()];
         let told = summed(&came, "sent to the workers");
         assert_eq!(told.tone, Tone::Warning);
@@ -276,9 +287,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_group_begins_where_the_last_press_ended() {
-        let place: Cursor = "000644a3eab0c0000190b5c27e1f7c3a9d550d9c1f0a7b11"
-            .parse()
-            .unwrap();
+        let place: Cursor = PLACE.parse().unwrap();
         let mut came = Bulk {
             done: 1_000,
             next: Some(place),

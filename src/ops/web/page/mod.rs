@@ -52,6 +52,8 @@ pub(super) use alone::{Asking, failure, login};
 const GROUPS: u32 = 100;
 /// Of the whole ledger's events, a browser takes one in so many milliseconds; a job's come as they are.
 const PAUSE: u32 = 2_000;
+/// Each look reads all tasks of a job; where there are more than so many, a browser looks as seldom as at the whole.
+const MANY_TASKS: usize = 1_000;
 /// The script marks the looks that are its own: they leave the message of the last act where it is.
 const LIVE: &str = "cliquet-live";
 
@@ -186,19 +188,28 @@ async fn job_page(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let id = job_id(&id)?;
-    let mut detail = app
-        .read(|reads| async move { reads.job(id).await })
-        .await?
-        .ok_or_else(|| unknown(id))?;
-    redact(&mut detail, &app.config.redact);
-    let events = format!("/api/v1/jobs/{id}/events");
-    let title = job::title(&detail);
-    let mut frame = Frame::new(&title, Place::Other);
-    frame.events = (!detail.job.is_over()).then_some(&events);
-    // The stream of a parked job ends at once, and a retry is seen all the same.
-    frame.poll = (detail.job.status == JobStatus::Failed).then_some(PAUSE);
     let whole = query.is_some_and(|query| query == "whole=1");
-    Ok(visit.view(&app, frame, job::job(&detail, whole, now())))
+    let shared = app.clone();
+    let made = app.read_whole(
+        |reads| async move { reads.job(id).await },
+        move |detail| {
+            let mut detail = detail?;
+            redact(&mut detail, &shared.config.redact);
+            let events = format!("/api/v1/jobs/{id}/events");
+            let title = job::title(&detail);
+            let mut frame = Frame::new(&title, Place::Other);
+            // The whole of a large job is looked at, and not again at each of its changes.
+            frame.events = (!whole && !detail.job.is_over()).then_some(&events);
+            // The stream of a parked job ends at once, and a retry is seen all the same.
+            frame.poll = (!whole && detail.job.status == JobStatus::Failed).then_some(PAUSE);
+            if detail.tasks.len() > MANY_TASKS {
+                frame.pause = PAUSE;
+            }
+            let content = job::job(&detail, whole, now());
+            Some(visit.view(&shared, frame, content))
+        },
+    );
+    made.await?.ok_or_else(|| unknown(id))
 }
 
 async fn groups_page(

@@ -168,9 +168,8 @@ fn ladder(depths: &[QueueDepth]) -> Markup {
                         td.number {
                             (number(i64::try_from(queue.ready).unwrap_or(i64::MAX)))
                             @if queue.role == Role::Work {
-                                span.muted {
-                                    @if let Some(unacked) = queue.unacked { " ready, " (unacked) " in hand" }
-                                }
+                                // None at all is the answer to why nothing is done.
+                                span.muted { " for " (count(i64::try_from(queue.consumers).unwrap_or(i64::MAX), "consumer")) }
                             }
                         }
                     }

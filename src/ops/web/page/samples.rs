@@ -147,7 +147,6 @@ pub(super) fn queue(name: &str, role: Role, delay_seconds: Option<f64>, ready: u
         role,
         delay_seconds,
         ready,
-        unacked: None,
         consumers: 0,
     }
 }
