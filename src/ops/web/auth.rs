@@ -31,7 +31,7 @@ const LONGEST_NAME: usize = 100;
 /// The pause between two lines of the log about wrong tokens.
 const TOLD: Duration = Duration::from_secs(10);
 /// Who acts, when nobody says.
-const NOBODY: &str = "http";
+pub(super) const NOBODY: &str = "http";
 
 /// What lets in: its hash, so that a comparison takes as long whatever is compared.
 pub(super) struct Token([u8; 32]);

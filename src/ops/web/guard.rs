@@ -89,19 +89,37 @@ pub(super) async fn admitted(
         }
         Err(problem) if problem.status == StatusCode::UNAUTHORIZED => {
             let (uri, headers) = (request.uri(), request.headers());
-            if !is_page(uri.path(), headers) || text(headers, &header::AUTHORIZATION).is_some() {
+            if !is_page(uri.path(), headers) || shows_a_token(headers) {
                 return problem.into_response();
             }
             // Back to where they wanted to look; what was to be changed is not repeated.
             let wanted = uri.path_and_query().map_or("/", |wanted| wanted.as_str());
-            let next = if request.method() == Method::GET {
-                wanted
+            let login = if request.method() == Method::GET {
+                login::address(wanted)
             } else {
-                "/"
+                login::address_of_lost(pressed_on(uri.path()))
             };
-            Redirect::to(&login::address(next)).into_response()
+            Redirect::to(&login).into_response()
         }
         Err(problem) => problem.into_response(),
+    }
+}
+
+/// Whether a program shows a token, or what it takes for one. A proxy's own scheme is not meant for this server.
+fn shows_a_token(headers: &HeaderMap) -> bool {
+    let scheme = text(headers, &header::AUTHORIZATION).and_then(|shown| shown.split(' ').next());
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
+}
+
+/// The page whose button leads to this path.
+fn pressed_on(path: &str) -> &str {
+    match path.strip_prefix('/').map(|path| path.split_once('/')) {
+        Some(Some(("jobs", rest))) => {
+            let id = rest.split('/').next().unwrap_or_default();
+            &path[.."/jobs/".len() + id.len()]
+        }
+        Some(Some(("groups", _))) => "/groups",
+        _ => "/",
     }
 }
 
@@ -196,6 +214,31 @@ mod tests {
         ] {
             assert!(!is_loopback(host), "{host}");
         }
+    }
+
+    #[test]
+    fn a_press_that_was_lost_leads_back_to_its_page() {
+        for (path, page) in [
+            ("/jobs/1/retry", "/jobs/1"),
+            ("/jobs/1", "/jobs/1"),
+            ("/jobs/é/x/y", "/jobs/é"),
+            ("/groups/ab/cancel", "/groups"),
+            ("/logout", "/"),
+            ("", "/"),
+        ] {
+            assert_eq!(pressed_on(path), page);
+        }
+    }
+
+    #[test]
+    fn only_a_bearer_is_a_token() {
+        let of = |value: &'static str| {
+            let mut map = HeaderMap::new();
+            map.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
+            shows_a_token(&map)
+        };
+        assert!(of("Bearer x") && of("bearer") && !of("Basic eDp5") && !of(""));
+        assert!(!shows_a_token(&HeaderMap::new()));
     }
 
     #[test]

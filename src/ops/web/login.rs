@@ -1,4 +1,5 @@
-//! How a browser shows the token: once, for a session in a cookie that no script and no other site gets at.
+//! How a browser shows the token: once, for a session in a cookie that no script and no other site gets at. Without a token
+//! it may say a name, for the same.
 
 use axum::{
     Router,
@@ -15,7 +16,7 @@ use super::{
     auth::{self, LASTS},
     failure::Problem,
     guard::{is_loopback, text},
-    page,
+    page::{self, Asking},
 };
 
 pub(super) fn routes() -> Router<Shared> {
@@ -30,6 +31,11 @@ pub(super) fn address(next: &str) -> String {
     format!("/login?next={next}")
 }
 
+/// The same for whoever wanted to act on what `next` shows: nothing was done, and that is told.
+pub(super) fn address_of_lost(next: &str) -> String {
+    format!("{}&lost=1", address(next))
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Form {
@@ -38,11 +44,16 @@ struct Form {
     next: String,
 }
 
-async fn ask(request: Request) -> Html<String> {
+async fn ask(State(app): State<Shared>, request: Request) -> Html<String> {
     let query = request.uri().query().unwrap_or_default();
-    let next = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "next");
-    let next = next.map_or_else(|| "/".into(), |(_, next)| next);
-    form(None, own_path(&next))
+    let pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+    let next = pairs.iter().find(|(name, _)| name == "next");
+    form(&Asking {
+        refusal: None,
+        lost: pairs.iter().any(|(name, _)| name == "lost"),
+        token: app.token.is_some(),
+        next: next.map_or("/", |(_, next)| own_path(next)),
+    })
 }
 
 async fn enter(
@@ -51,8 +62,15 @@ async fn enter(
     axum::Form(given): axum::Form<Form>,
 ) -> Response {
     let next = own_path(&given.next);
-    let again =
-        |status: StatusCode, sentence: &str| (status, form(Some(sentence), next)).into_response();
+    let again = |status: StatusCode, sentence: &str| {
+        let asking = Asking {
+            refusal: Some(sentence),
+            lost: false,
+            token: app.token.is_some(),
+            next,
+        };
+        (status, form(&asking)).into_response()
+    };
     if let Some(token) = &app.token
         && !token.is(given.token.trim())
     {
@@ -144,9 +162,9 @@ fn own_path(next: &str) -> &str {
     if own { next } else { "/" }
 }
 
-/// The form that asks for the token.
-fn form(error: Option<&str>, next: &str) -> Html<String> {
-    Html(page::login(error, next).into_string())
+/// The form that asks who somebody is.
+fn form(asking: &Asking<'_>) -> Html<String> {
+    Html(page::login(asking).into_string())
 }
 
 /// What is wrong, for people.

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
 
-use super::{eventually, prometheus::free_port};
+use super::eventually;
 
 const MISSING: &str = "`deploy/dev test` provides it: apt-get install chromium chromium-driver";
 
@@ -52,11 +52,10 @@ impl Browser {
     pub async fn start() -> Self {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(Uuid::new_v4().to_string());
         fs::create_dir_all(&folder).unwrap();
-        let port = free_port();
         let driver = Command::new("chromedriver")
-            .args([format!("--port={port}"), "--log-level=WARNING".to_owned()])
+            .args(["--port=0", "--log-level=WARNING"])
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(fs::File::create(folder.join("out")).unwrap())
             .stderr(fs::File::create(folder.join("log")).unwrap())
             .spawn()
             .unwrap_or_else(|error| panic!("chromedriver cannot be run ({error}): {MISSING}"));
@@ -85,13 +84,13 @@ impl Browser {
         let Value::Object(capabilities) = capabilities else {
             unreachable!()
         };
-        let url = format!("http://127.0.0.1:{port}");
-        eventually("chromedriver listens", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", port))
-                .await
-                .ok()
+        let port: u16 = eventually("chromedriver tells its port", async || {
+            let told = fs::read_to_string(folder.join("out")).ok()?;
+            let (_, port) = told.split_once("successfully on port ")?;
+            port.split_once('.')?.0.parse().ok()
         })
         .await;
+        let url = format!("http://127.0.0.1:{port}");
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(capabilities)
             .connect(&url)
@@ -148,6 +147,11 @@ impl Browser {
             self.client.find(Locator::Css(css)).await.ok()
         })
         .await
+    }
+
+    /// Writes into a field.
+    pub async fn write(&self, css: &str, text: &str) {
+        self.find(css).await.send_keys(text).await.unwrap();
     }
 
     pub async fn click(&self, css: &str) {

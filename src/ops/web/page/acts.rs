@@ -1,20 +1,21 @@
 //! The buttons: each act is a form's POST, and leads back to where it was pressed, with what came of it.
 
 use axum::{
-    extract::{Form, Path, State},
+    extract::{Form, FromRequest, Path, Request, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 
 use super::{
-    flash::Flash,
+    flash::{Flash, Tone},
+    groups::Further,
     job_id,
     parts::{count, job_path},
 };
 use crate::{
     job::{JobStatus, Position},
-    ledger::Find,
+    ledger::{Cursor, Find},
     ops::{
         acts::{Acted, By, Outcome},
         web::{
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// So many jobs of a group are acted on at one press.
-const MOST: u32 = 1_000;
+pub(super) const MOST: u32 = 1_000;
 
 /// What the forms send.
 #[derive(Debug, Default, Deserialize)]
@@ -35,6 +36,20 @@ pub(super) struct Given {
     #[serde(default)]
     reason: String,
     position: Option<Position>,
+    /// Where a group's act goes on.
+    after: Option<Cursor>,
+}
+
+/// A form that cannot be read is told like everything else that is wrong.
+impl<S: Send + Sync> FromRequest<S> for Given {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let Form(given) = Form::from_request(request, state)
+            .await
+            .map_err(|rejection| Problem::bad(rejection.body_text()))?;
+        Ok(given)
+    }
 }
 
 impl Given {
@@ -47,7 +62,7 @@ pub(super) async fn retry(
     State(app): State<Shared>,
     who: Who,
     Path(id): Path<String>,
-    Form(given): Form<Given>,
+    given: Given,
 ) -> Result<Response, Problem> {
     let id = job_id(&id)?;
     let (acts, by) = (app.acts.clone(), given.by(who));
@@ -62,7 +77,7 @@ pub(super) async fn cancel(
     State(app): State<Shared>,
     who: Who,
     Path(id): Path<String>,
-    Form(given): Form<Given>,
+    given: Given,
 ) -> Result<Response, Problem> {
     let id = job_id(&id)?;
     let (acts, by) = (app.acts.clone(), given.by(who));
@@ -74,7 +89,7 @@ pub(super) async fn skip(
     State(app): State<Shared>,
     who: Who,
     Path(id): Path<String>,
-    Form(given): Form<Given>,
+    given: Given,
 ) -> Result<Response, Problem> {
     let id = job_id(&id)?;
     let by = given.by(who);
@@ -102,36 +117,59 @@ pub(super) async fn retry_group(
     State(app): State<Shared>,
     who: Who,
     Path(id): Path<String>,
-    Form(given): Form<Given>,
+    given: Given,
 ) -> Result<Response, Problem> {
-    let find = group(id, &[JobStatus::Failed, JobStatus::Retrying]);
+    let find = group(&id, &[JobStatus::Failed, JobStatus::Retrying], &given);
     let came = bulk::retry(&app, &find, MOST, &given.by(who)).await?;
-    Ok(back("/groups", &summed(&came, "sent to the workers")))
+    let flash = summed(&came, "sent to the workers");
+    Ok(back(&further(id, "retry", &came), &flash))
 }
 
 pub(super) async fn cancel_group(
     State(app): State<Shared>,
     who: Who,
     Path(id): Path<String>,
-    Form(given): Form<Given>,
+    given: Given,
 ) -> Result<Response, Problem> {
     // What is parked is over: a cancel would be refused.
-    let find = group(id, &[JobStatus::Retrying]);
-    let came = bulk::cancel(&app, &find, MOST, &given.by(who)).await?;
-    Ok(back("/groups", &summed(&came, "cancelled")))
+    let find = group(&id, &[JobStatus::Retrying], &given);
+    let by = given.by(who);
+    if by.reason.is_none() {
+        return Ok(back(
+            "/groups",
+            &Flash::bad("Nothing was cancelled: say why, since whoever looks later will ask."),
+        ));
+    }
+    let came = bulk::cancel(&app, &find, MOST, &by).await?;
+    let flash = summed(&came, "cancelled");
+    Ok(back(&further(id, "cancel", &came), &flash))
 }
 
-fn group(id: String, status: &[JobStatus]) -> Find {
+fn group(id: &str, status: &[JobStatus], given: &Given) -> Find {
     Find {
-        likeness: Some(id),
+        likeness: Some(id.to_owned()),
         status: status.to_vec(),
+        after: given.after,
         ..Find::default()
     }
 }
 
+/// Where to press once more for what is left.
+fn further(group: String, act: &str, came: &Bulk) -> String {
+    let further = came.next.filter(|_| came.left).map(|after| Further {
+        group,
+        act: act.to_owned(),
+        after,
+    });
+    further.map_or_else(|| "/groups".to_owned(), |further| further.path())
+}
+
 fn told(acted: &Acted, done: &str) -> Flash {
     match (&acted.outcome, &acted.error) {
-        (Outcome::Done, _) => Flash::good(done),
+        (Outcome::Done, None) => Flash::good(done),
+        (Outcome::Done, Some(sentence)) => {
+            Flash::of_tone(Tone::Warning, format!("{done} But: {sentence}"))
+        }
         (_, Some(sentence)) => Flash::bad(sentence.as_str()),
         (_, None) => Flash::bad(format!("Nothing was done to job {}.", acted.id)),
     }
@@ -149,16 +187,22 @@ fn summed(came: &Bulk, done: &str) -> Flash {
         }
     }
     text.push('.');
-    if came.left {
-        text.push_str(" There are more: press once more.");
+    match (came.left, came.next) {
+        (true, Some(_)) => {
+            text.push_str(" There are more: press once more to go on with older ones.");
+        }
+        (true, None) => text.push_str(" It broke off: press once more when that is mended."),
+        (false, _) => {}
     }
     if let Some(first) = came.errors.first() {
         text.push_str(&format!(" The first error: {first}"));
     }
-    Flash {
-        good: came.done > 0 && came.failed == 0,
-        text,
-    }
+    let tone = match (came.done, came.failed) {
+        (0, _) | (_, 1..) => Tone::Bad,
+        _ if !came.errors.is_empty() => Tone::Warning,
+        _ => Tone::Good,
+    };
+    Flash::of_tone(tone, text)
 }
 
 /// 303: the browser asks for the page, and asking once more repeats nothing.
@@ -172,4 +216,90 @@ fn back(path: &str, flash: &Flash) -> Response {
         .headers_mut()
         .append(header::SET_COOKIE, flash.cookie());
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::web::page::samples::id;
+
+    const PLACE: &str = "000644a3eab0c0000190b5c27e1f7c3a9d550d9c1f0a7b11";
+
+    fn acted(outcome: Outcome, error: Option<&str>) -> Acted {
+        Acted {
+            id: id(),
+            outcome,
+            status: None,
+            generation: None,
+            error: error.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn an_act_that_is_done_but_not_written_down_is_told_as_both() {
+        let said = |outcome, error| {
+            let Flash { tone, text } = told(&acted(outcome, error), "It was sent.");
+            (tone, text)
+        };
+        assert_eq!(
+            said(Outcome::Done, None),
+            (Tone::Good, "It was sent.".to_owned())
+        );
+        let unrecorded = Some("who did it could not be written down");
+        assert_eq!(
+            said(Outcome::Done, unrecorded),
+            (
+                Tone::Warning,
+                "It was sent. But: who did it could not be written down".to_owned()
+            )
+        );
+        assert_eq!(
+            said(Outcome::Refused, Some("it is over")),
+            (Tone::Bad, "it is over".to_owned())
+        );
+        assert_eq!(said(Outcome::NotFound, None).0, Tone::Bad);
+    }
+
+    #[test]
+    fn what_came_of_many_is_summed_with_the_first_error_and_whether_there_are_more() {
+        let mut came = Bulk {
+            done: 1_000,
+            ..Bulk::default()
+        };
+        let told = summed(&came, "sent to the workers");
+        assert_eq!(
+            (told.tone, told.text.as_str()),
+            (Tone::Good, "1,000 jobs were sent to the workers.")
+        );
+        came.left = true;
+        assert!(summed(&came, "cancelled").text.contains("broke off"));
+        came.next = Some(PLACE.parse().unwrap());
+        came.errors = vec!["who did it could not be written down".to_owned()];
+        let told = summed(&came, "sent to the workers");
+        assert_eq!(told.tone, Tone::Warning);
+        for words in ["There are more", "could not be written down"] {
+            assert!(told.text.contains(words), "{told:?}");
+        }
+        came.failed = 2;
+        assert_eq!(summed(&came, "cancelled").tone, Tone::Bad);
+        assert_eq!(summed(&Bulk::default(), "cancelled").tone, Tone::Bad);
+    }
+
+    #[test]
+    fn what_is_left_of_a_group_begins_where_the_last_press_ended() {
+        let place: Cursor = PLACE.parse().unwrap();
+        let mut came = Bulk {
+            done: 1_000,
+            next: Some(place),
+            ..Bulk::default()
+        };
+        assert_eq!(further("ab".to_owned(), "retry", &came), "/groups");
+        came.left = true;
+        let path = further("ab".to_owned(), "retry", &came);
+        let read = Further::read(path.split(['?', '#']).nth(1)).unwrap();
+        assert_eq!(
+            (read.group.as_str(), read.act.as_str(), read.after),
+            ("ab", "retry", place)
+        );
+    }
 }

@@ -1,12 +1,15 @@
-//! What stands around every page: head, navigation, the message of the last act; and the pages that are no more than that.
+//! What stands around every page: head, navigation, who looks, the message of the last act, and how fresh it all is.
 
 use std::sync::LazyLock;
 
-use axum::http::StatusCode;
 use maud::{DOCTYPE, Markup, html};
 use sha2::{Digest, Sha256};
 
-use super::flash::Flash;
+use super::{
+    super::login,
+    flash::{Flash, Tone},
+    parts::{icon, short},
+};
 
 pub(super) const STYLE: &str = include_str!("style.css");
 pub(super) const SCRIPT: &str = include_str!("page.js");
@@ -42,6 +45,8 @@ pub(super) enum Place {
     Other,
 }
 
+const RECORDED: &str = "Acts are recorded under this name";
+
 const PLACES: [(Place, &str, &str); 4] = [
     (Place::Overview, "/", "Overview"),
     (Place::Jobs, "/jobs", "Jobs"),
@@ -49,16 +54,26 @@ const PLACES: [(Place, &str, &str); 4] = [
     (Place::Workers, "/workers", "Workers"),
 ];
 
+/// Under which name acts are recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Operator<'a> {
+    /// Nobody has passed the guard: nothing can be done.
+    None,
+    /// Nobody has said who they are, and nobody need; they may, and come back to this page.
+    Unnamed { name: &'a str, page: &'a str },
+    /// A program in between says it, or nobody.
+    Told(&'a str),
+    /// It was said at the login, which can be ended.
+    Session(&'a str),
+}
+
 /// Who looks, and where.
 #[derive(Clone, Debug)]
 pub(super) struct Frame<'a> {
     /// What the page is called, before the name of the program.
     pub(super) title: &'a str,
     pub(super) place: Place,
-    /// Under which name acts are recorded; none where nobody has passed the guard.
-    pub(super) operator: Option<&'a str>,
-    /// Whether there is a token, and so a session that may end.
-    pub(super) session: bool,
+    pub(super) operator: Operator<'a>,
     pub(super) flash: Option<&'a Flash>,
     /// Where the server tells of changes, for as long as some may come.
     pub(super) events: Option<&'a str>,
@@ -74,8 +89,7 @@ impl<'a> Frame<'a> {
         Self {
             title,
             place,
-            operator: None,
-            session: false,
+            operator: Operator::None,
             flash: None,
             events: None,
             poll: None,
@@ -103,8 +117,8 @@ impl<'a> Frame<'a> {
                     (self.header())
                     div #flash {
                         @if let Some(flash) = self.flash {
-                            p class={ "flash " @if flash.good { "good" } @else { "bad" } } role=[flash.good.then_some("status")] role=[(!flash.good).then_some("alert")] {
-                                (super::parts::icon(if flash.good { "SUCCESS" } else { "FAILED" }))
+                            p class={ "flash " (flash.tone.word()) } role=(if flash.tone == Tone::Good { "status" } else { "alert" }) tabindex="-1" {
+                                (icon(match flash.tone { Tone::Good => "SUCCESS", Tone::Warning => "PENDING", Tone::Bad => "FAILED" }))
                                 span { (flash.text) }
                             }
                         }
@@ -114,7 +128,7 @@ impl<'a> Frame<'a> {
                     }
                     footer {
                         p { "cliquet " (env!("CARGO_PKG_VERSION")) " · times in UTC" }
-                        p #pulse hidden {}
+                        p { span #pulse role="status" {} " " span #age hidden {} }
                     }
                 }
             }
@@ -128,7 +142,7 @@ impl<'a> Frame<'a> {
                     svg viewBox="0 0 16 16" aria-hidden="true" { path d="M1.500 13V9.500L5 5v3.500L8.500 4v3.500L14 2v11z" {} }
                     "cliquet"
                 }
-                @if self.operator.is_some() {
+                @if self.operator != Operator::None {
                     nav aria-label="Main" {
                         ul {
                             @for (place, path, name) in PLACES {
@@ -137,76 +151,46 @@ impl<'a> Frame<'a> {
                         }
                     }
                 }
-                @if let (Some(operator), true) = (self.operator, self.session) {
-                    form.who method="post" action="/logout" {
-                        span title="Acts are recorded under this name" { (super::parts::short(operator, 24)) }
+                @match &self.operator {
+                    Operator::None => {},
+                    Operator::Unnamed { name, page } => {
+                        p.who { span { "acting as " strong { (short(name, 24)) } " – " a href=(login::address(page)) { "say who you are" } } }
+                    },
+                    Operator::Told(name) => p.who { span title=(RECORDED) { (short(name, 24)) } },
+                    Operator::Session(name) => form.who method="post" action="/logout" {
+                        span title=(RECORDED) { (short(name, 24)) }
                         button.quiet type="submit" { "Log out" }
-                    }
+                    },
                 }
             }
         }
     }
 }
 
-/// The page that asks for the token, and then leads to `next`.
-pub(in crate::ops::web) fn login(error: Option<&str>, next: &str) -> Markup {
-    Frame::new("Log in", Place::Other).around(html! {
-        div.narrow {
-            h1 { "Log in" }
-            p { "Whoever has the token of this cliquet may look, retry, cancel and skip. Acts are recorded under the name that you give." }
-            @if let Some(error) = error {
-                p #refusal .flash.bad role="alert" { (super::parts::icon("FAILED")) span { (error) } }
-            }
-            form.card.stack method="post" action="/login" {
-                input type="hidden" name="next" value=(next);
-                label { "Your name"
-                    input type="text" name="operator" required maxlength="100" autocomplete="username" autofocus;
-                }
-                label { "Token"
-                    input type="password" name="token" required autocomplete="current-password" aria-describedby=[error.map(|_| "refusal")];
-                }
-                button type="submit" { "Log in" }
-            }
-            p.muted { "The token is what " code { "CLIQUET_HTTP_TOKEN" } " says where " code { "cliquet" } " was started." }
-        }
-    })
-}
-
-/// A page that could not be had: what happened, and where to go on.
-pub(in crate::ops::web) fn failure(status: StatusCode, sentence: &str) -> Markup {
-    let heading = match status {
-        StatusCode::NOT_FOUND => "Not found",
-        StatusCode::BAD_REQUEST => "This address cannot be read",
-        StatusCode::FORBIDDEN => "Refused",
-        StatusCode::SERVICE_UNAVAILABLE => "A service is away",
-        _ => status.canonical_reason().unwrap_or("It did not work"),
-    };
-    Frame::new(heading, Place::Other).around(html! {
-        div.narrow {
-            h1 { (heading) }
-            div.card { (super::parts::error(sentence)) }
-            p { a href="/" { "To the overview" } }
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::web::page::alone::{Asking, failure, login};
+    use axum::http::StatusCode;
 
     #[test]
     fn nothing_in_a_page_is_inline_or_foreign() {
         let flash = Flash::good("done");
         let frame = Frame {
-            operator: Some("ada"),
-            session: true,
+            operator: Operator::Session("ada"),
             flash: Some(&flash),
             events: Some("/api/v1/events"),
             ..Frame::new("Jobs", Place::Jobs)
         };
+        let asking = Asking {
+            refusal: Some("no"),
+            lost: true,
+            token: true,
+            next: "/",
+        };
         for page in [
             frame.around(html! {}),
-            login(Some("no"), "/"),
+            login(&asking),
             failure(StatusCode::NOT_FOUND, "no job"),
         ] {
             let page = page.into_string();
@@ -234,17 +218,28 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_is_escaped_and_says_where_to_go() {
-        let page = failure(StatusCode::NOT_FOUND, "the ledger knows no job <b>").into_string();
+    fn whoever_has_not_said_who_they_are_is_asked_to() {
+        let head = |operator| {
+            let frame = Frame {
+                operator,
+                ..Frame::new("Jobs", Place::Jobs)
+            };
+            frame.around(html! {}).into_string()
+        };
+        let (name, page) = ("http", "/jobs?status=FAILED");
+        let unnamed = head(Operator::Unnamed { name, page });
         assert!(
-            page.contains("the ledger knows no job &lt;b&gt;") && page.contains("href=\"/\""),
-            "{page}"
+            unnamed.contains("acting as <strong>http</strong>")
+                && unnamed.contains("href=\"/login?next=%2Fjobs%3Fstatus%3DFAILED\""),
+            "{unnamed}"
         );
-        let page = login(None, "/jobs?\"><script>").into_string();
+        let named = head(Operator::Session("<ada>"));
         assert!(
-            page.contains("value=\"/jobs?&quot;&gt;&lt;script&gt;\""),
-            "{page}"
+            named.contains("&lt;ada&gt;") && named.contains("Log out"),
+            "{named}"
         );
+        let told = head(Operator::Told("ada"));
+        assert!(told.contains("ada") && !told.contains("Log out"), "{told}");
     }
 
     #[test]

@@ -70,10 +70,11 @@ fn none(find: &Find, found: &Found) -> &'static str {
 fn table(jobs: &[JobSummary], now: DateTime<Utc>) -> Markup {
     html! {
         div.card.flush {
-            table.jobs {
+            // On a phone its rows are blocks, which browsers take for no table: the roles say that it is one.
+            table.jobs role="table" {
                 caption.off { "Jobs, newest first" }
-                thead { tr { th scope="col" { "Status" } th scope="col" { "Job" } th scope="col" { "Progress" } th scope="col" { "Created" } } }
-                tbody { @for job in jobs { (row(job, now)) } }
+                thead role="rowgroup" { tr role="row" { @for head in ["Status", "Job", "Progress", "Created"] { th scope="col" role="columnheader" { (head) } } } }
+                tbody role="rowgroup" { @for job in jobs { (row(job, now)) } }
             }
         }
     }
@@ -81,17 +82,17 @@ fn table(jobs: &[JobSummary], now: DateTime<Utc>) -> Markup {
 
 fn row(job: &JobSummary, now: DateTime<Utc>) -> Markup {
     html! {
-        tr {
-            td { (chip(job.status)) }
-            th scope="row" {
+        tr role="row" {
+            td role="cell" { (chip(job.status)) }
+            th scope="row" role="rowheader" {
                 a href=(job_path(job.id)) { (short(&job.kind, 60)) }
                 code.id { (job.id) }
             }
-            td {
+            td role="cell" {
                 span.progress { (progress(job)) }
                 @if let Some(error) = &job.error { span.why { (short(error, 160)) } }
             }
-            td.when {
+            td.when role="cell" {
                 (time(job.created_at, now))
                 @if let (JobStatus::Retrying, Some(due)) = (job.status, job.next_attempt_at) { span.muted { "tried again " (time(due, now)) } }
             }

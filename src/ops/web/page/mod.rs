@@ -5,6 +5,7 @@
 //! fetch the page once more and puts in what has changed, so that there is one way in which anything is rendered.
 
 mod acts;
+mod alone;
 mod chart;
 mod filter;
 mod flash;
@@ -20,24 +21,32 @@ mod samples;
 mod timeline;
 mod workers;
 
+use std::convert::Infallible;
+
 use axum::{
     Router,
-    extract::{Path, RawQuery, State},
-    http::{HeaderMap, HeaderValue, header},
+    extract::{FromRequestParts, Path, RawQuery, State},
+    http::{HeaderMap, HeaderValue, Uri, header, request::Parts},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use maud::Markup;
 
-use super::{Shared, auth::Who, depths::depths, failure::Problem, redact::redact};
+use super::{
+    Shared,
+    auth::{self, Who},
+    depths::depths,
+    failure::Problem,
+    redact::redact,
+};
 use crate::{
     job::{JobId, JobStatus},
     ops::words::now,
 };
 use flash::Flash;
-use frame::{Frame, Place};
+use frame::{Frame, Operator, Place};
 
-pub(super) use frame::{failure, login};
+pub(super) use alone::{Asking, failure, login};
 
 /// So many groups are shown on their page.
 const GROUPS: u32 = 100;
@@ -83,36 +92,58 @@ fn unknown(id: JobId) -> Problem {
     ))
 }
 
-/// A view in its frame. The message of the last act is shown once, unless the script is looking.
-fn view(
-    app: &Shared,
-    who: &Who,
-    headers: &HeaderMap,
-    frame: Frame<'_>,
-    content: Markup,
-) -> Response {
-    let live = headers.contains_key(LIVE);
-    let flash = Flash::of(headers).filter(|_| !live);
-    let frame = Frame {
-        operator: Some(&who.operator),
-        session: app.token.is_some(),
-        flash: flash.as_ref(),
-        ..frame
-    };
-    let mut response = Html(frame.around(content).into_string()).into_response();
-    if flash.is_some() {
-        response
-            .headers_mut()
-            .append(header::SET_COOKIE, Flash::taken());
-    }
-    response
-}
-
-async fn overview_page(
-    State(app): State<Shared>,
+/// Who looks at which page.
+struct Visit {
     who: Who,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
+    page: Uri,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Visit {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self {
+            who: Who::from_request_parts(parts, state).await?,
+            headers: parts.headers.clone(),
+            page: parts.uri.clone(),
+        })
+    }
+}
+
+impl Visit {
+    fn operator(&self, app: &Shared) -> Operator<'_> {
+        let name = &self.who.operator;
+        match &app.token {
+            None if name == auth::NOBODY => Operator::Unnamed {
+                name,
+                page: self.page.path_and_query().map_or("/", |page| page.as_str()),
+            },
+            _ if auth::session(app, &self.headers).is_some() => Operator::Session(name),
+            _ => Operator::Told(name),
+        }
+    }
+
+    /// A view in its frame. The message of the last act is shown once, unless the script is looking.
+    fn view(&self, app: &Shared, frame: Frame<'_>, content: Markup) -> Response {
+        let live = self.headers.contains_key(LIVE);
+        let flash = Flash::of(&self.headers).filter(|_| !live);
+        let frame = Frame {
+            operator: self.operator(app),
+            flash: flash.as_ref(),
+            ..frame
+        };
+        let mut response = Html(frame.around(content).into_string()).into_response();
+        if flash.is_some() {
+            response
+                .headers_mut()
+                .append(header::SET_COOKIE, Flash::taken());
+        }
+        response
+    }
+}
+
+async fn overview_page(State(app): State<Shared>, visit: Visit) -> Result<Response, Problem> {
     let (overview, groups, workers, depths) = tokio::join!(
         app.read(|reads| async move { reads.overview(None).await }),
         app.groups(),
@@ -130,19 +161,12 @@ async fn overview_page(
         pause: PAUSE,
         ..Frame::new("Overview", Place::Overview)
     };
-    Ok(view(
-        &app,
-        &who,
-        &headers,
-        frame,
-        overview::overview(&seen, now()),
-    ))
+    Ok(visit.view(&app, frame, overview::overview(&seen, now())))
 }
 
 async fn list_page(
     State(app): State<Shared>,
-    who: Who,
-    headers: HeaderMap,
+    visit: Visit,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let find = filter::read(query.as_deref()).map_err(Problem::bad)?;
@@ -150,10 +174,8 @@ async fn list_page(
     let found = app
         .read(|reads| async move { reads.find(&wanted).await })
         .await?;
-    Ok(view(
+    Ok(visit.view(
         &app,
-        &who,
-        &headers,
         Frame::new("Jobs", Place::Jobs),
         list::list(&find, &found, now()),
     ))
@@ -161,8 +183,7 @@ async fn list_page(
 
 async fn job_page(
     State(app): State<Shared>,
-    who: Who,
-    headers: HeaderMap,
+    visit: Visit,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
@@ -185,7 +206,7 @@ async fn job_page(
                 frame.pause = PAUSE;
             }
             let content = job::job(&detail, whole, now());
-            Some(view(&shared, &who, &headers, frame, content))
+            Some(visit.view(&shared, frame, content))
         },
     );
     made.await?.ok_or_else(|| unknown(id))
@@ -193,38 +214,27 @@ async fn job_page(
 
 async fn groups_page(
     State(app): State<Shared>,
-    who: Who,
-    headers: HeaderMap,
+    visit: Visit,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let groups = app.groups().await?;
     let groups = &groups[..groups.len().min(GROUPS as usize)];
-    Ok(view(
+    let further = groups::Further::read(query.as_deref());
+    Ok(visit.view(
         &app,
-        &who,
-        &headers,
         Frame::new("Failures", Place::Groups),
-        groups::groups(groups, GROUPS, now()),
+        groups::groups(groups, GROUPS, further.as_ref(), now()),
     ))
 }
 
-async fn workers_page(
-    State(app): State<Shared>,
-    who: Who,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn workers_page(State(app): State<Shared>, visit: Visit) -> Result<Response, Problem> {
     let workers = app.workers().await?;
     let frame = Frame {
         events: Some("/api/v1/events"),
         pause: PAUSE,
         ..Frame::new("Workers", Place::Workers)
     };
-    Ok(view(
-        &app,
-        &who,
-        &headers,
-        frame,
-        workers::workers(&workers, now()),
-    ))
+    Ok(visit.view(&app, frame, workers::workers(&workers, now())))
 }
 
 async fn style(RawQuery(query): RawQuery) -> Response {

@@ -38,7 +38,7 @@ pub(super) fn overview(seen: &Seen, now: DateTime<Utc>) -> Markup {
     } = seen;
     html! {
         h1 { "Overview" }
-        p #status .lead { (sentence(seen)) }
+        p #status .lead { (sentence(seen)) " " span.since { "As of " (overview.as_of.format("%H:%M:%S")) "." } }
         section aria-labelledby="by-status" {
             h2 #by-status .off { "Jobs by status" }
             ul.tiles {
@@ -77,7 +77,7 @@ pub(super) fn overview(seen: &Seen, now: DateTime<Utc>) -> Markup {
                         p.empty { "No worker runs. Start one: " code { "cliquet work" } }
                     } @else {
                         ul.plain {
-                            @for worker in workers.iter().take(FEW) { li { (workers::line(worker, now)) } }
+                            @for worker in workers::in_order(workers).into_iter().take(FEW) { li { (workers::line(worker, now)) } }
                         }
                         @if workers.len() > FEW {
                             p.more { a href="/workers" { "All " (workers.len()) " workers" } }
@@ -91,8 +91,6 @@ pub(super) fn overview(seen: &Seen, now: DateTime<Utc>) -> Markup {
 
 /// The whole in one sentence, for whoever has a second.
 fn sentence(seen: &Seen) -> String {
-    let alive = seen.workers.iter().filter(|worker| worker.alive).count();
-    let running: i64 = seen.workers.iter().map(|worker| worker.jobs).sum();
     let of = |status| {
         seen.overview
             .jobs
@@ -100,15 +98,7 @@ fn sentence(seen: &Seen) -> String {
             .find(|count| count.status == status)
             .map_or(0, |count| count.jobs)
     };
-    let mut text = match alive {
-        0 => "No worker runs".to_owned(),
-        _ => format!(
-            "{} {} {}",
-            count(alive as i64, "worker"),
-            if alive == 1 { "holds" } else { "hold" },
-            count(running, "job")
-        ),
-    };
+    let mut text = workers::held(&seen.workers);
     let (failed, retrying) = (of(JobStatus::Failed), of(JobStatus::Retrying));
     if retrying > 0 {
         text.push_str(&format!(

@@ -1,6 +1,6 @@
 //! Workers, and what each is doing now.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
@@ -11,6 +11,9 @@ use crate::{
     ops::words::{Span, between},
     retry::BrakeState,
 };
+
+/// So many workers that have ended are shown.
+const ENDED: usize = 10;
 
 /// One worker in a few lines: its name and the first things it does.
 pub(super) fn line(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
@@ -23,20 +26,65 @@ pub(super) fn line(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
     }
 }
 
-/// All workers: those alive, and those that died within the last hour.
+/// Those alive first, then those that may hold jobs all the same; of each sort the newest first.
+pub(super) fn in_order(workers: &[WorkerView]) -> Vec<&WorkerView> {
+    let mut workers: Vec<_> = workers.iter().collect();
+    workers.sort_by_key(|worker| {
+        let place = match (worker.alive, worker.jobs) {
+            (true, _) => 0,
+            (false, 1..) => 1,
+            (false, _) => 2,
+        };
+        (place, Reverse(worker.started_at), Reverse(worker.id))
+    });
+    workers
+}
+
+/// `2 workers hold 40 jobs; 32 jobs are held by a silent worker`. What the dead hold nobody works on.
+pub(super) fn held(workers: &[WorkerView]) -> String {
+    let sum = |alive| {
+        let holders = workers
+            .iter()
+            .filter(|worker| worker.alive == alive && (alive || worker.jobs > 0));
+        holders.fold((0, 0), |(number, jobs), worker| {
+            (number + 1, jobs + worker.jobs)
+        })
+    };
+    let ((alive, jobs), (silent, lost)) = (sum(true), sum(false));
+    let mut text = match alive {
+        0 => "No worker runs".to_owned(),
+        1 => format!("1 worker holds {}", count(jobs, "job")),
+        _ => format!("{} hold {}", count(alive, "worker"), count(jobs, "job")),
+    };
+    if silent > 0 {
+        let are = if lost == 1 { "is" } else { "are" };
+        let by = match silent {
+            1 => "a silent worker".to_owned(),
+            _ => count(silent, "silent worker"),
+        };
+        text.push_str(&format!("; {} {are} held by {by}", count(lost, "job")));
+    }
+    text
+}
+
+/// All workers that are alive or may hold a job, and some that ended within the last hour.
 pub(super) fn workers(workers: &[WorkerView], now: DateTime<Utc>) -> Markup {
-    let alive = workers.iter().filter(|worker| worker.alive).count();
-    let jobs: i64 = workers.iter().map(|worker| worker.jobs).sum();
+    let ordered = in_order(workers);
+    let kept = ordered
+        .iter()
+        .filter(|worker| worker.alive || worker.jobs > 0)
+        .count();
+    let (shown, others) = ordered.split_at((kept + ENDED).min(ordered.len()));
     html! {
         h1 { "Workers" }
-        p #status .lead {
-            @if alive == 0 { "No worker runs." }
-            @else { (count(alive as i64, "worker")) (if alive == 1 { " holds " } else { " hold " }) (count(jobs, "job")) "." }
-        }
+        p #status .lead { (held(workers)) "." }
         @if workers.is_empty() {
             div.card { p.empty { "None has run within the last hour. Start one: " code { "cliquet work" } } }
         }
-        @for worker in workers { (card(worker, now)) }
+        @for worker in shown { (card(worker, now)) }
+        @if !others.is_empty() {
+            p.muted { (count(others.len() as i64, "other worker")) " ended within the last hour." }
+        }
     }
 }
 
@@ -157,5 +205,36 @@ mod tests {
                 .into_string()
                 .contains("No worker runs.")
         );
+    }
+
+    #[test]
+    fn the_living_come_first_and_what_the_silent_hold_is_told_apart() {
+        let with = |id, alive, jobs| {
+            let mut worker = worker("ada", alive);
+            (worker.id, worker.jobs) = (id, jobs);
+            worker
+        };
+        let all = [
+            with(1, false, 0),
+            with(2, false, 32),
+            with(3, true, 5),
+            with(4, false, 0),
+            with(5, true, 3),
+        ];
+        let order: Vec<_> = in_order(&all).iter().map(|worker| worker.id).collect();
+        assert_eq!(order, [5, 3, 2, 4, 1]);
+        assert_eq!(
+            held(&all),
+            "2 workers hold 8 jobs; 32 jobs are held by a silent worker"
+        );
+        assert_eq!(held(&all[..1]), "No worker runs");
+        assert_eq!(
+            held(&[with(1, true, 1), with(2, false, 1), with(3, false, 0)]),
+            "1 worker holds 1 job; 1 job is held by a silent worker"
+        );
+        let ended: Vec<_> = (0..40).map(|id| with(id, false, 0)).collect();
+        let shown = workers(&[&all[..], &ended].concat(), at(0)).into_string();
+        assert_eq!(shown.matches("<section").count(), 3 + ENDED);
+        assert!(shown.contains("32 other workers ended"), "{shown}");
     }
 }

@@ -28,14 +28,16 @@ pub(super) fn acts(detail: &JobDetail) -> Markup {
                         }
                     }
                 } @else {
-                    form #retry method="post" action=(path("retry")) {
+                    form #retry .said method="post" action=(path("retry")) {
+                        @if job.status == JobStatus::Failed { (reason(false)) }
                         button type="submit" { (if job.status == JobStatus::Pending { "Send again" } else { "Retry now" }) }
                     }
                 }
                 @if let Some(task) = skipped {
                     details.act #skip {
                         summary { "Skip a task …" }
-                        form.stack method="post" action=(path("skip")) {
+                        // Its words and what it sends belong together: where the job stands elsewhere, it is another form.
+                        form.stack id={ "skip-" (task.position) } method="post" action=(path("skip")) {
                             input type="hidden" name="position" value=(task.position);
                             p { "Task " (task.position) ", " strong { (short(&task.label, 80)) } ", is written as SUCCESS with the result " code { "null" } " without being run, and the job goes on behind it. This cannot be taken back." }
                             (reason(true))
@@ -102,5 +104,17 @@ mod tests {
         assert_eq!(offered(JobStatus::Cancelled), [false, false, false]);
         let shown = acts(&halfway()).into_string();
         assert!(shown.contains("name=\"position\" value=\"2\""), "{shown}");
+        assert!(shown.contains("id=\"skip-2\""), "{shown}");
+        // What is parked may be retried with a reason; it is one press all the same.
+        let retry = |status| {
+            let mut job = halfway();
+            job.job.status = status;
+            let shown = acts(&job).into_string();
+            let form = shown.split("id=\"retry\"").nth(1).unwrap();
+            form.split("</form>").next().unwrap().to_owned()
+        };
+        assert!(retry(JobStatus::Failed).contains("name=\"reason\""));
+        assert!(!retry(JobStatus::Failed).contains("<summary"));
+        assert!(!retry(JobStatus::Retrying).contains("name=\"reason\""));
     }
 }

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use super::{
     super::{
-        parts::{count, error, job_path, short, task_chip, time},
+        parts::{count, error, exact, job_path, short, task_chip},
         timeline::TimeLine,
     },
     document, frontier,
@@ -72,7 +72,7 @@ fn one_task(
     html! {
         li id={ "task-" (task.position) } class={ "task" @if current { " current" } } aria-current=[current.then_some("step")] {
             div.task-line {
-                span.position aria-hidden="true" { (task.position) }
+                span.position { span.off { "Task " } (task.position) }
                 span.label {
                     (short(&task.label, 80))
                     @if task.label != task.handler { " " code.muted { (short(&task.handler, 60)) } }
@@ -122,7 +122,7 @@ fn attempts(failures: &[&FailureView], now: DateTime<Utc>) -> Markup {
         ol.attempts {
             @for failure in failures {
                 li {
-                    p { strong { "Attempt " (failure.attempt) } " failed " (time(failure.failed_at, now))
+                    p { strong { "Attempt " (failure.attempt) } " failed " (exact(failure.failed_at, now))
                         @if let Some(started) = failure.started_at { " after " (between(started, failure.failed_at)) }
                         span.muted { " in " (short(&failure.worker, 60)) }
                     }
