@@ -446,10 +446,11 @@ async fn who_may_only_read_is_told_which_right_is_missing() {
         .get(&format!("/api/v1/jobs/{job}"))
         .await
         .json(200);
-    for (job, act) in [(job, "skip"), (waiting, "cancel")] {
+    let skip = json!({"reason": "try", "position": 1});
+    for (job, act, body) in [(job, "skip", skip), (waiting, "cancel", because("try"))] {
         let told = web
             .client
-            .post(&format!("/api/v1/jobs/{job}/{act}"), &because("try"))
+            .post(&format!("/api/v1/jobs/{job}/{act}"), &body)
             .await;
         let told = told.error(403);
         assert!(told.contains("GRANT cliquet_operator"), "{told}");

@@ -167,7 +167,7 @@ async fn an_act_on_many_jobs_ends_at_once_when_a_service_is_away_and_goes_on_whe
     let worker = stage.worker();
     let mut jobs = Vec::new();
     for _ in 0..30 {
-        jobs.push(stage.publish("a:needs:shop").await);
+        jobs.push(stage.publish("a:permanent").await);
     }
     for job in &jobs {
         stage.reaches(*job, "FAILED").await;
