@@ -224,9 +224,13 @@ impl Acts {
                     (Some(frontier), Some(position)) => format!(
                         "job {id} stands at task {frontier} now, not at {position}: nothing is skipped"
                     ),
-                    _ => format!("every task of job {id} is done: nothing is skipped"),
+                    // As it may have been enqueued in SQL; a job whose tasks are done is SUCCESS.
+                    _ => format!("job {id} has no task that is not done: nothing is skipped"),
                 };
                 Acted::refused(id, Some(status), sentence)
+            }
+            Err(error) if error.is_locked() => {
+                Acted::failed(id, None, format!("no task of job {id} is skipped: {error}"))
             }
             Err(error) => Acted::failed(
                 id,
@@ -257,13 +261,14 @@ impl Acts {
                 generation: Some(generation),
                 ..Acted::done(id, JobStatus::Pending)
             },
-            Err(error) => Acted::failed(
-                id,
-                Some(JobStatus::Pending),
-                format!(
+            // The skip is done: told as a failure it would be repeated, and take the next task.
+            Err(error) => Acted {
+                generation: Some(generation),
+                error: Some(format!(
                     "task {position} of job {id} is skipped, and that is written; but the job is not sent on: {error}. A worker's reconciler does it later, or now: `cliquet retry {id}`"
-                ),
-            ),
+                )),
+                ..Acted::done(id, JobStatus::Pending)
+            },
         }
     }
 

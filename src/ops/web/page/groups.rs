@@ -7,7 +7,10 @@ use super::{
     overview::group_path,
     parts::{count, icon, job_link, number, short, time},
 };
-use crate::{ledger::Group, ops::words::one_line};
+use crate::{
+    ledger::{Group, Groups},
+    ops::words::one_line,
+};
 
 /// One group on a line or two, as a link to its jobs.
 pub(super) fn line(group: &Group, now: DateTime<Utc>) -> Markup {
@@ -22,7 +25,8 @@ pub(super) fn line(group: &Group, now: DateTime<Utc>) -> Markup {
 }
 
 /// Every group, the largest first, each with its acts.
-pub(super) fn groups(groups: &[Group], most: u32, now: DateTime<Utc>) -> Markup {
+pub(super) fn groups(all: &Groups, most: u32, now: DateTime<Utc>) -> Markup {
+    let groups = &all.groups[..all.groups.len().min(most as usize)];
     html! {
         h1 { "Failures" }
         p.lead { "Jobs that are parked or wait for another attempt, grouped by where they failed and with what words. Numbers, ids and quoted parts do not count." }
@@ -32,6 +36,9 @@ pub(super) fn groups(groups: &[Group], most: u32, now: DateTime<Utc>) -> Markup 
         @for group in groups { (card(group, now)) }
         @if groups.len() >= most as usize {
             p.muted { "These are the " (most) " largest groups; there may be more." }
+        }
+        @if all.partial {
+            p.muted { "There are more such jobs than are looked at: these numbers are of the newest." }
         }
     }
 }
@@ -111,9 +118,16 @@ mod tests {
             "{waiting}"
         );
         assert!(
-            groups(&[], 100, at(0))
-                .into_string()
-                .contains("Nothing fails.")
+            groups(
+                &Groups {
+                    groups: Vec::new(),
+                    partial: false
+                },
+                100,
+                at(0)
+            )
+            .into_string()
+            .contains("Nothing fails.")
         );
     }
 }

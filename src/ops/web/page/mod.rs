@@ -121,7 +121,7 @@ async fn overview_page(
         overview: overview?,
         depths,
         workers: workers?.to_vec(),
-        groups: groups?.iter().take(overview::FEW).cloned().collect(),
+        groups: groups?.groups.iter().take(overview::FEW).cloned().collect(),
     };
     let frame = Frame {
         events: Some("/api/v1/events"),
@@ -192,13 +192,12 @@ async fn groups_page(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let groups = app.groups().await?;
-    let groups = &groups[..groups.len().min(GROUPS as usize)];
     Ok(view(
         &app,
         &who,
         &headers,
         Frame::new("Failures", Place::Groups),
-        groups::groups(groups, GROUPS, now()),
+        groups::groups(&groups, GROUPS, now()),
     ))
 }
 
