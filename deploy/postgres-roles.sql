@@ -110,7 +110,7 @@ BEGIN
     END IF;
 
     -- A worker makes jobs from messages and writes how they go on. It can change neither what a job is (its kind, payload
-    -- and tasks) nor what has failed, and deletes nothing but the rows of workers that are long dead.
+    -- and tasks) nor what has failed, and deletes nothing but the rows of workers that are long dead and what workers did hours ago.
     GRANT SELECT, INSERT ON cliquet.jobs, cliquet.tasks TO cliquet_worker;
     GRANT UPDATE (epoch, generation, sent, holder, started_at, finished_at, next_attempt_at, attempts, status, fingerprint, error)
         ON cliquet.jobs TO cliquet_worker;
@@ -133,11 +133,12 @@ BEGIN
         ON cliquet.tasks TO cliquet_publisher;
 
     -- An operator sees everything, ends jobs, takes a task for done, and writes down that he did. He can change neither what a
-    -- job is (its kind, payload and tasks) nor what anybody did before, makes no job, and deletes nothing. A worker that lets
+    -- job is (its kind, payload and tasks) nor what was done before (results, failures, who acted and when), makes no job, and
+    -- deletes nothing. A worker that lets
     -- people act over HTTP does so as its own user, who has to be a member of this role, too.
     GRANT UPDATE (epoch, generation, sent, holder, finished_at, next_attempt_at, status, error) ON cliquet.jobs TO cliquet_operator;
-    GRANT UPDATE (epoch, started_at, finished_at, attempt, status, result, error) ON cliquet.tasks TO cliquet_operator;
-    GRANT INSERT ON cliquet.interventions TO cliquet_operator;
+    GRANT UPDATE (epoch, started_at, finished_at, attempt, status, error) ON cliquet.tasks TO cliquet_operator;
+    GRANT INSERT (job_id, position, act, operator, reason) ON cliquet.interventions TO cliquet_operator;
 
     -- A pruner deletes, and sees no more of a job than how old it is: neither payloads nor results. Postgres cannot be told
     -- here that it may delete only what is over; that is why no worker has this right unless it is given.

@@ -5,9 +5,22 @@
 -- CANCELLED, and is due exactly while it is PENDING or RETRYING; a job that never fails has neither, from its admission to its
 -- end, so it is in none of these and its updates stay heap-only.
 --
--- Each is made in a second for a million jobs, in which workers' writes wait. Where there are far more, make them before with
--- CREATE INDEX CONCURRENTLY, under the same names: then this does nothing.
+-- All three are made in one transaction, each by a read of the whole table, and workers' writes wait until it ends: some
+-- seconds for a million jobs. Where there are far more, make them before with CREATE INDEX CONCURRENTLY, under the same names:
+-- then this makes nothing. What such a command leaves behind when it fails would be taken for an index and is used by nobody, so
+-- that this refuses it.
 
 CREATE INDEX IF NOT EXISTS jobs_given_up ON cliquet.jobs (created_at, id) WHERE error IS NOT NULL AND next_attempt_at IS NULL;
 CREATE INDEX IF NOT EXISTS jobs_retrying ON cliquet.jobs (created_at, id) WHERE error IS NOT NULL AND next_attempt_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS jobs_pending ON cliquet.jobs (created_at, id) WHERE error IS NULL AND next_attempt_at IS NOT NULL;
+
+DO $$
+DECLARE
+    broken text := (SELECT string_agg(indexrelid::regclass::text, ', ') FROM pg_index
+                     WHERE indrelid = 'cliquet.jobs'::regclass AND NOT (indisvalid AND indisready));
+BEGIN
+    IF broken IS NOT NULL THEN
+        RAISE EXCEPTION 'CREATE INDEX CONCURRENTLY has left an invalid index behind, or is still making it: % (if it has failed: DROP INDEX of that name, and run `cliquet migrate` again)', broken;
+    END IF;
+END
+$$;

@@ -29,16 +29,12 @@ use uuid::Uuid;
 
 use super::{
     LedgerError,
-    connect::Recovery,
-    interventions::{Act, By, record, refused},
+    interventions::{Act, BOUNDED, By, record, repeated},
 };
 use crate::job::{JobId, JobStatus};
 
 /// The error of a task that was running when its job was cancelled.
 pub const CANCELLED_TASK: &str = "cancelled by an operator";
-
-/// After so many deadlocks in a row something else is wrong.
-const MOST_REPEATS: u32 = 10;
 
 /// What cancelling one job came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,23 +53,14 @@ pub enum Cancelled {
 /// over. Asking twice is harmless; after an error whose outcome is unknown, ask again.
 ///
 /// # Errors
-/// [`LedgerError::Unavailable`] when Postgres is away, [`LedgerError::Denied`] with the grant that is missing,
+/// [`LedgerError::Unavailable`] when Postgres is away or somebody keeps one of the jobs locked, [`LedgerError::Denied`] with the grant that is missing,
 /// [`LedgerError::Refused`] when it cannot store the reason (a NUL), [`LedgerError::Schema`] when the database is not migrated.
 pub async fn cancel(
     pool: &PgPool,
     ids: &[JobId],
     by: &By,
 ) -> Result<Vec<(JobId, Cancelled)>, LedgerError> {
-    let mut repeats = 0;
-    let found = loop {
-        match attempt(pool, ids, by).await {
-            Ok(found) => break found,
-            Err(error) => match Recovery::of(&error) {
-                Recovery::Repeat | Recovery::Locked if repeats < MOST_REPEATS => repeats += 1,
-                _ => return Err(refused(pool, &error)),
-            },
-        }
-    };
+    let found = repeated(pool, || attempt(pool, ids, by)).await?;
     Ok(ids
         .iter()
         .map(|id| {
@@ -93,6 +80,7 @@ async fn attempt(
 ) -> Result<Vec<(JobId, Cancelled)>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let mut transaction = connection.begin().await?;
+    sqlx::raw_sql(BOUNDED).execute(&mut *transaction).await?;
     let jobs = lock_jobs(&mut transaction, ids).await?;
     let live: Vec<Uuid> = jobs
         .iter()

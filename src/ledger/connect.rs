@@ -124,16 +124,22 @@ impl LedgerAddress {
     /// The desk's: some of its questions read a whole table.
     pub(crate) fn desk_pool(&self, purpose: &str, most: u32) -> PgPool {
         let bounded = [("statement_timeout", "2min"), ("lock_timeout", "10s")];
-        Self::pool_of(self.options(purpose).options(bounded), most)
+        Self::pool_of(self.options(purpose).options(bounded), most, false)
     }
 
-    /// A pool for reads by people and for the rare verbs.
+    /// A pool for the rare verbs of a command that ends soon.
     pub(crate) fn pool(&self, purpose: &str, most: u32) -> PgPool {
-        Self::pool_of(self.options(purpose), most)
+        Self::pool_of(self.options(purpose), most, false)
+    }
+
+    /// A pool for the rare verbs of a process that stays: a restart of Postgres between two of them goes unnoticed.
+    pub(crate) fn lasting_pool(&self, purpose: &str, most: u32) -> PgPool {
+        Self::pool_of(self.options(purpose), most, true)
     }
 
     /// A pool for people's questions, which are never to hurt workers: its sessions change nothing, none of them takes longer than
-    /// five seconds or a second processor, and no plan reads a table whole that statistics have not caught up with.
+    /// five seconds or a second processor, and no plan reads a table whole that statistics have not caught up with. A connection
+    /// that has rested is tried before it is used: Postgres may have been restarted meanwhile.
     pub fn reader_pool(&self, purpose: &str, most: u32) -> PgPool {
         let bounded = [
             ("default_transaction_read_only", "on"),
@@ -144,14 +150,14 @@ impl LedgerAddress {
             ("enable_seqscan", "off"),
             ("jit", "off"),
         ];
-        Self::pool_of(self.options(purpose).options(bounded), most)
+        Self::pool_of(self.options(purpose).options(bounded), most, true)
     }
 
-    fn pool_of(options: PgConnectOptions, most: u32) -> PgPool {
+    fn pool_of(options: PgConnectOptions, most: u32, tried: bool) -> PgPool {
         PgPoolOptions::new()
             .max_connections(most)
             .min_connections(0)
-            .test_before_acquire(false)
+            .test_before_acquire(tried)
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy_with(options)
     }

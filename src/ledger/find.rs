@@ -3,10 +3,10 @@
 //! Almost all jobs are SUCCESS, and people look for the others. So a list is put together from *ways*, of which each is an
 //! index in the order of the list: what was given up, what retries, what is pending, what is held, or everything by age. Only
 //! the ways that can have what is asked for are walked along. What a way has no index for (kind, queue, handler, words) is
-//! looked at row by row, and never at more than [`Way::look`] rows: a search that ends there says so, and its cursor goes on.
+//! looked at row by row, and never at more than [`Path::look`] rows: a search that ends there says so, and its cursor goes on.
 //!
-//! No index tells what is held, since that changes with every job: it is what the workers' last heartbeats told, and the newest
-//! of all jobs.
+//! No index tells what is held, since that changes with every job: it is what the last heartbeats told of all workers that may
+//! hold something, dead or alive, and the newest of all jobs.
 //!
 //! Pages are cut by place and not by number: `(created_at, id)` of the last job, so the thousandth costs what the first does,
 //! and none is seen twice while others arrive. All questions of one page are of one snapshot.
@@ -126,7 +126,7 @@ pub struct Found {
 
 /// One way to jobs, in the order of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Path {
     Age,
     GivenUp,
     Retrying,
@@ -142,14 +142,14 @@ struct Walked {
     stopped: Option<Cursor>,
 }
 
-impl Way {
+impl Path {
     /// What the jobs on it have in common, in the words of its index.
     fn condition(self) -> &'static str {
         match self {
-            Way::Age | Way::Held => "true",
-            Way::GivenUp => "error IS NOT NULL AND next_attempt_at IS NULL",
-            Way::Retrying => "error IS NOT NULL AND next_attempt_at IS NOT NULL",
-            Way::Pending => "error IS NULL AND next_attempt_at IS NOT NULL",
+            Path::Age | Path::Held => "true",
+            Path::GivenUp => "error IS NOT NULL AND next_attempt_at IS NULL",
+            Path::Retrying => "error IS NOT NULL AND next_attempt_at IS NOT NULL",
+            Path::Pending => "error IS NULL AND next_attempt_at IS NOT NULL",
         }
     }
 }
@@ -186,19 +186,19 @@ impl<'f> Question<'f> {
         }
     }
 
-    fn ways(&self) -> Vec<Way> {
+    fn ways(&self) -> Vec<Path> {
         if self.status.contains(&JobStatus::Success) {
-            return vec![Way::Age];
+            return vec![Path::Age];
         }
         let mut ways: Vec<_> = self
             .status
             .iter()
             .map(|status| match status {
-                JobStatus::Failed | JobStatus::Cancelled => Way::GivenUp,
-                JobStatus::Retrying => Way::Retrying,
-                JobStatus::Pending => Way::Pending,
-                JobStatus::Processing => Way::Held,
-                JobStatus::Success => Way::Age,
+                JobStatus::Failed | JobStatus::Cancelled => Path::GivenUp,
+                JobStatus::Retrying => Path::Retrying,
+                JobStatus::Pending => Path::Pending,
+                JobStatus::Processing => Path::Held,
+                JobStatus::Success => Path::Age,
             })
             .collect();
         ways.sort_unstable_by_key(|way| *way as u8);
@@ -225,9 +225,11 @@ impl<'f> Question<'f> {
     }
 
     /// The rows of a way that are looked at.
-    fn push_window(&self, sql: &mut QueryBuilder<Postgres>, way: Way) {
-        sql.push("SELECT id, created_at, status, kind, queue, error FROM cliquet.jobs WHERE ")
-            .push(way.condition());
+    fn push_window(&self, sql: &mut QueryBuilder<Postgres>, way: Path) {
+        sql.push(
+            "SELECT id, created_at, status, kind, queue, error, total FROM cliquet.jobs WHERE ",
+        )
+        .push(way.condition());
         self.push_bounds(sql);
         sql.push(" ORDER BY created_at DESC, id DESC LIMIT ")
             .push_bind(self.look());
@@ -274,18 +276,20 @@ impl<'f> Question<'f> {
         }
     }
 
-    fn found(&self, way: Way) -> QueryBuilder<Postgres> {
+    fn found(&self, way: Path) -> QueryBuilder<Postgres> {
         let mut sql = QueryBuilder::new("SELECT j.id, j.created_at");
         if self.find.likeness.is_some() {
             sql.push(", left(j.error, 1000) AS error, t.handler");
         }
         sql.push(" FROM (");
-        if way == Way::Held {
+        if way == Path::Held {
             sql.push(
-                "SELECT id, created_at, status, kind, queue, error FROM cliquet.jobs
-                  WHERE id = ANY (ARRAY(SELECT unnest(worker.running) FROM cliquet.workers worker WHERE worker.stopped_at IS NULL))
-                    AND status = 'PROCESSING'",
-            );
+                "SELECT id, created_at, status, kind, queue, error, total FROM cliquet.jobs
+                  WHERE status = 'PROCESSING'
+                    AND id = ANY (ARRAY(SELECT unnest(worker.running) FROM cliquet.workers worker WHERE ",
+            )
+            .push(MAY_HOLD)
+            .push("))");
             self.push_bounds(&mut sql);
             sql.push(" UNION SELECT * FROM (");
             self.push_window(&mut sql, way);
@@ -295,7 +299,10 @@ impl<'f> Question<'f> {
         }
         sql.push(") j");
         if self.asks_for_handler() {
-            sql.push(" CROSS JOIN LATERAL (").push(FRONTIER).push(") t");
+            // A job may have no task at all, as somebody enqueued it in SQL.
+            sql.push(" LEFT JOIN LATERAL (")
+                .push(FRONTIER)
+                .push(") t ON true");
         }
         self.push_filters(&mut sql);
         sql.push(" ORDER BY j.created_at DESC, j.id DESC");
@@ -305,14 +312,14 @@ impl<'f> Question<'f> {
         sql
     }
 
-    async fn walk(&self, snapshot: &mut PgConnection, way: Way) -> Result<Walked, sqlx::Error> {
+    async fn walk(&self, snapshot: &mut PgConnection, way: Path) -> Result<Walked, sqlx::Error> {
         let rows = self.found(way).build().fetch_all(&mut *snapshot).await?;
         let mut found = Vec::new();
         for row in &rows {
             if let Some(wanted) = &self.find.likeness {
-                let handler: &str = row.try_get("handler")?;
+                let handler: Option<&str> = row.try_get("handler")?;
                 let error: &str = row.try_get("error")?;
-                if group_id(Some(handler), &likeness(error)) != *wanted {
+                if group_id(handler, &likeness(error)) != *wanted {
                     continue;
                 }
             }
@@ -324,8 +331,8 @@ impl<'f> Question<'f> {
         found.truncate(self.most as usize);
         let stopped = match found.last() {
             Some(last) if found.len() == self.most as usize => Some(*last),
-            // What is held is known as a whole.
-            _ if way == Way::Held => None,
+            // What is held and neither told nor among the newest is found by nothing.
+            _ if way == Path::Held => None,
             _ => self.end_of_window(snapshot, way).await?,
         };
         Ok(Walked { found, stopped })
@@ -335,7 +342,7 @@ impl<'f> Question<'f> {
     async fn end_of_window(
         &self,
         snapshot: &mut PgConnection,
-        way: Way,
+        way: Path,
     ) -> Result<Option<Cursor>, sqlx::Error> {
         let mut sql = QueryBuilder::new("SELECT id, created_at FROM (");
         self.push_window(&mut sql, way);
@@ -351,10 +358,26 @@ impl<'f> Question<'f> {
     }
 }
 
-/// The task that a job `j` stands at.
-pub(super) const FRONTIER: &str = r"
-SELECT task.position, task.handler, task.finished_at FROM cliquet.tasks task
- WHERE task.job_id = j.id AND task.status <> 'SUCCESS' ORDER BY task.position LIMIT 1";
+/// Workers that may hold a job, though they be dead: nobody has found yet that they hold nothing.
+pub(super) const MAY_HOLD: &str =
+    "(worker.cleared_at IS NULL OR worker.cleared_at < worker.seen_at)";
+
+/// The task that a job `j` stands at. One of many tasks is not walked along from its beginning: what failed last was where it
+/// stood then, and it never goes back.
+macro_rules! frontier {
+    () => {
+        r"
+SELECT task.position, task.handler, task.label, task.finished_at FROM cliquet.tasks task
+ WHERE task.job_id = j.id AND task.status <> 'SUCCESS'
+   AND task.position >= CASE WHEN j.total <= 20 THEN 1
+                             ELSE coalesce((SELECT failure.position FROM cliquet.failures failure
+                                             WHERE failure.job_id = j.id ORDER BY failure.epoch DESC LIMIT 1), 1) END
+ ORDER BY task.position LIMIT 1"
+    };
+}
+
+/// As a text of its own.
+pub(super) const FRONTIER: &str = frontier!();
 
 /// A NUL is in no text of Postgres's, and nothing is found by it.
 fn storable(text: &str) -> String {
@@ -381,16 +404,18 @@ fn joined(walked: Vec<Walked>, limit: usize) -> (Vec<Cursor>, Option<Cursor>, bo
     (found, stopped, partial)
 }
 
-const SUMMARIES: &str = r"
+const SUMMARIES: &str = concat!(
+    r"
 SELECT j.id, j.kind, j.status::text, j.queue, j.generation, j.epoch, j.error, j.total, j.created_at, j.started_at,
        j.finished_at, j.next_attempt_at, j.attempts,
        (SELECT worker.name FROM cliquet.workers worker WHERE worker.id = j.holder) AS holder,
        coalesce(t.position - 1, j.total)::int8 AS done, t.label
   FROM cliquet.jobs j
-  LEFT JOIN LATERAL (SELECT task.position, task.label FROM cliquet.tasks task
-                      WHERE task.job_id = j.id AND task.status <> 'SUCCESS' AND j.status <> 'SUCCESS'
-                      ORDER BY task.position LIMIT 1) t ON true
- WHERE j.id = ANY ($1) ORDER BY j.created_at DESC, j.id DESC";
+  LEFT JOIN LATERAL (SELECT * FROM (",
+    frontier!(),
+    r") stands WHERE j.status <> 'SUCCESS') t ON true
+ WHERE j.id = ANY ($1) ORDER BY j.created_at DESC, j.id DESC"
+);
 
 impl Reads {
     /// One page of the jobs that are looked for.
@@ -498,19 +523,19 @@ mod tests {
             ..Find::default()
         };
         let some = || Some("x".to_owned());
-        assert_eq!(ways(Find::default()), [Way::Age]);
-        assert_eq!(ways(status(&[Failed])), [Way::GivenUp]);
+        assert_eq!(ways(Find::default()), [Path::Age]);
+        assert_eq!(ways(status(&[Failed])), [Path::GivenUp]);
         assert_eq!(
             ways(status(&[Retrying, Failed, Cancelled])),
-            [Way::GivenUp, Way::Retrying]
+            [Path::GivenUp, Path::Retrying]
         );
-        assert_eq!(ways(status(&[Processing])), [Way::Held]);
-        assert_eq!(ways(status(&[Failed, Success])), [Way::Age]);
+        assert_eq!(ways(status(&[Processing])), [Path::Held]);
+        assert_eq!(ways(status(&[Failed, Success])), [Path::Age]);
         let error = Find {
             error: some(),
             ..Find::default()
         };
-        assert_eq!(ways(error.clone()), [Way::GivenUp, Way::Retrying]);
+        assert_eq!(ways(error.clone()), [Path::GivenUp, Path::Retrying]);
         let nothing = Find {
             status: vec![Success],
             ..error
@@ -522,7 +547,7 @@ mod tests {
         };
         assert_eq!(
             ways(handler),
-            [Way::GivenUp, Way::Retrying, Way::Pending, Way::Held]
+            [Path::GivenUp, Path::Retrying, Path::Pending, Path::Held]
         );
     }
 }

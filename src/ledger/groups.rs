@@ -1,7 +1,8 @@
 //! Groups of like failures: what somebody who is called at night reads first.
 //!
-//! Of the jobs that were given up and those that wait after a failure, the newest of each are looked at, up to
-//! [`LOOK`]: with more of them than that, the numbers are of those.
+//! Of the jobs that were given up and those that wait after a failure, the newest of each are read, up to [`MOST`], and no more
+//! than [`LOOK`] are looked at to find them, since what is CANCELLED or another queue's lies among them. Where that was not all,
+//! the numbers are of those, and the answer says so.
 
 use std::collections::HashMap;
 
@@ -18,8 +19,19 @@ use super::{
 };
 use crate::job::{JobId, JobStatus};
 
-/// Jobs that are looked at, of each of the two sorts.
-const LOOK: i64 = 5_000;
+/// Jobs that are read with their errors, of each of the two sorts.
+const MOST: i64 = if cfg!(test) { 50 } else { 5_000 };
+/// Jobs that are looked at.
+const LOOK: i64 = if cfg!(test) { 200 } else { 20_000 };
+
+/// The groups of like failures.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Groups {
+    /// The groups, the largest first.
+    pub groups: Vec<Group>,
+    /// There are more such jobs than were looked at: the numbers are of the newest.
+    pub partial: bool,
+}
 
 /// Jobs (FAILED or RETRYING) whose task failed with like words at the same handler: numbers, ids, quoted and hex parts of an
 /// error do not count.
@@ -43,22 +55,30 @@ pub struct Group {
     pub example: JobId,
 }
 
-/// Each sort by its own index. What is CANCELLED lies among what was given up, and is left out.
-fn stuck() -> String {
-    let newest = |condition: &str| {
-        format!(
-            "(SELECT id, status, queue, error, created_at, finished_at FROM cliquet.jobs
-               WHERE error IS NOT NULL AND {condition} ORDER BY created_at DESC, id DESC LIMIT $2)"
-        )
-    };
+/// The jobs of one sort, the newest first, by its own index.
+fn newest(condition: &str) -> String {
+    format!(
+        "SELECT id, status, queue, error, created_at, finished_at, total FROM cliquet.jobs
+          WHERE error IS NOT NULL AND {condition} ORDER BY created_at DESC, id DESC"
+    )
+}
+
+/// Those of them that are stuck. What is CANCELLED lies among what was given up, and is left out.
+fn stuck(condition: &str) -> String {
     format!(
         "SELECT j.id, j.status::text, left(j.error, 1000) AS error, t.handler,
                 coalesce(t.finished_at, j.finished_at, j.created_at) AS latest
-           FROM ({} UNION ALL {}) j LEFT JOIN LATERAL ({FRONTIER}) t ON true
-          WHERE j.status IN ('FAILED', 'RETRYING') AND ($1::text IS NULL OR j.queue = $1)",
-        newest("next_attempt_at IS NULL"),
-        newest("next_attempt_at IS NOT NULL"),
+           FROM (SELECT * FROM ({} LIMIT $3) looked_at
+                  WHERE looked_at.status IN ('FAILED', 'RETRYING') AND ($1::text IS NULL OR looked_at.queue = $1)
+                  ORDER BY looked_at.created_at DESC, looked_at.id DESC LIMIT $2 + 1) j
+           LEFT JOIN LATERAL ({FRONTIER}) t ON true",
+        newest(condition),
     )
+}
+
+/// Whether there are more than are looked at.
+fn more(condition: &str) -> String {
+    format!("SELECT EXISTS ({} OFFSET $1 LIMIT 1)", newest(condition))
 }
 
 impl Reads {
@@ -66,18 +86,30 @@ impl Reads {
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
-    pub async fn groups(&self, queue: Option<&str>, limit: u32) -> Result<Vec<Group>, LedgerError> {
+    pub async fn groups(&self, queue: Option<&str>, limit: u32) -> Result<Groups, LedgerError> {
         self.grouped(queue, limit)
             .await
             .map_err(|error| unusable(self.pool(), &error))
     }
 
-    async fn grouped(&self, queue: Option<&str>, limit: u32) -> Result<Vec<Group>, sqlx::Error> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(stuck()))
-            .bind(queue)
-            .bind(LOOK)
-            .fetch_all(self.pool())
-            .await?;
+    async fn grouped(&self, queue: Option<&str>, limit: u32) -> Result<Groups, sqlx::Error> {
+        let (mut rows, mut partial) = (Vec::new(), false);
+        for sort in ["next_attempt_at IS NULL", "next_attempt_at IS NOT NULL"] {
+            let mut of_sort = sqlx::query(sqlx::AssertSqlSafe(stuck(sort)))
+                .bind(queue)
+                .bind(MOST)
+                .bind(LOOK)
+                .fetch_all(self.pool())
+                .await?;
+            partial = partial
+                || of_sort.len() as i64 > MOST
+                || sqlx::query_scalar(sqlx::AssertSqlSafe(more(sort)))
+                    .bind(LOOK)
+                    .fetch_one(self.pool())
+                    .await?;
+            of_sort.truncate(MOST as usize);
+            rows.extend(of_sort);
+        }
         let mut groups: HashMap<(Option<String>, String), Group> = HashMap::new();
         for row in &rows {
             let handler: Option<String> = row.try_get("handler")?;
@@ -108,6 +140,6 @@ impl Reads {
             (other.jobs, other.latest, &other.id).cmp(&(one.jobs, one.latest, &one.id))
         });
         groups.truncate(limit as usize);
-        Ok(groups)
+        Ok(Groups { groups, partial })
     }
 }

@@ -227,7 +227,7 @@ type Right = (
     &'static [&'static str],
     &'static [&'static str],
 );
-const RIGHTS: [Right; 30] = [
+const RIGHTS: [Right; 31] = [
     (Duty::Worker, "jobs", &["SELECT", "INSERT"], &[]),
     (
         Duty::Worker,
@@ -371,14 +371,19 @@ const RIGHTS: [Right; 30] = [
             "finished_at",
             "attempt",
             "status",
-            "result",
             "error",
         ],
     ),
     (Duty::Operator, "failures", &["SELECT"], &[]),
     (Duty::Operator, "workers", &["SELECT"], &[]),
     (Duty::Operator, "migrations", &["SELECT"], &[]),
-    (Duty::Operator, "interventions", &["SELECT", "INSERT"], &[]),
+    (Duty::Operator, "interventions", &["SELECT"], &[]),
+    (
+        Duty::Operator,
+        "interventions",
+        &["INSERT"],
+        &["job_id", "position", "act", "operator", "reason"],
+    ),
     (Duty::Operator, "activity", &["SELECT"], &[]),
 ];
 

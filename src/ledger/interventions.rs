@@ -3,7 +3,7 @@
 //! An act on the job's rows writes its row here in the same commit. A retry changes nothing in the ledger, so its row is
 //! written when its copy is confirmed: a crash between the two leaves a retry that nobody wrote down.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, future::Future, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,12 @@ use crate::job::{JobId, Position};
 const LONGEST_NAME: usize = 200;
 /// The longest reason that is kept, in characters.
 const LONGEST_REASON: usize = 2_000;
+
+/// Whoever acts waits no longer: a row that somebody keeps locked would hold up every other act.
+pub(super) const BOUNDED: &str =
+    "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '15s'";
+/// After so many deadlocks in a row something else is wrong.
+const MOST_REPEATS: u32 = 10;
 
 /// Who acts, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,9 +107,10 @@ pub struct Intervention {
     pub position: Option<Position>,
 }
 
+/// What was pruned meanwhile has no history: nothing would take such a row away.
 const RECORD: &str = r"
 INSERT INTO cliquet.interventions (job_id, act, operator, reason, position)
-SELECT job.id, $2, $3, $4, $5 FROM unnest($1::uuid[]) AS job (id)";
+SELECT job.id, $2, $3, $4, $5 FROM cliquet.jobs job WHERE job.id = ANY ($1)";
 
 /// Writes down one act on these jobs, on a connection that may have a transaction open.
 pub(super) async fn record(
@@ -124,7 +131,27 @@ pub(super) async fn record(
     Ok(())
 }
 
-/// Writes down that somebody sent a job again.
+/// One act, which is a transaction of its own: again after a deadlock, and told with its cause otherwise.
+pub(super) async fn repeated<T, F>(
+    pool: &PgPool,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, LedgerError>
+where
+    F: Future<Output = Result<T, sqlx::Error>>,
+{
+    let mut repeats = 0;
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) if Recovery::of(&error) == Recovery::Repeat && repeats < MOST_REPEATS => {
+                repeats += 1;
+            }
+            Err(error) => return Err(refused(pool, &error)),
+        }
+    }
+}
+
+/// Writes down that somebody sent a job again. Of a job that the ledger does not know, nothing is written.
 ///
 /// # Errors
 /// As every act: see [`refused`].
@@ -136,22 +163,41 @@ pub(crate) async fn record_retry(pool: &PgPool, job: JobId, by: &By) -> Result<(
     recorded.await.map_err(|error| refused(pool, &error))
 }
 
+/// An operator has each of these columns and not the table: when it was, and in which order, is Postgres's to say.
+const MAY: &str = r"
+SELECT bool_and(has_column_privilege('cliquet.interventions', name, 'INSERT')),
+       current_setting('transaction_read_only')::bool
+  FROM unnest(ARRAY['job_id', 'position', 'act', 'operator', 'reason']) AS name";
+
 /// Whether this user may write down what it does: asked before something is done that cannot be taken back.
 ///
 /// # Errors
 /// [`LedgerError::Denied`] when it may not, [`LedgerError::Unavailable`], [`LedgerError::Schema`].
 pub(crate) async fn may_act(pool: &PgPool) -> Result<(), LedgerError> {
-    let may: bool =
-        sqlx::query_scalar("SELECT has_table_privilege('cliquet.interventions', 'INSERT')")
-            .fetch_one(pool)
-            .await
-            .map_err(|error| refused(pool, &error))?;
-    match may {
-        true => Ok(()),
-        false => Err(denied(
+    let (may, reads): (bool, bool) = sqlx::query_as(MAY)
+        .fetch_one(pool)
+        .await
+        .map_err(|error| refused(pool, &error))?;
+    match (may, reads) {
+        (false, _) => Err(denied(
             pool,
             "permission denied for table interventions (SQLSTATE 42501)",
         )),
+        (true, true) => Err(LedgerError::Denied(
+            "this session of Postgres only reads (a standby, or `default_transaction_read_only`): nothing can be changed there"
+                .to_owned(),
+        )),
+        (true, false) => Ok(()),
+    }
+}
+
+/// How the sentence about a lock that was not to be had begins.
+const LOCKED: &str = "somebody keeps the job locked";
+
+impl LedgerError {
+    /// Whether an act was not done since somebody keeps the job locked.
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self, Self::Unavailable(sentence) if sentence.starts_with(LOCKED))
     }
 }
 
@@ -164,6 +210,9 @@ pub(super) fn refused(pool: &PgPool, error: &sqlx::Error) -> LedgerError {
         Some("25006") => {
             LedgerError::Denied(format!("{}: nothing can be changed there", sentence(error)))
         }
+        Some("55P03") => LedgerError::Unavailable(format!(
+            "{LOCKED} with a transaction that is open: nothing was changed. Ask again when it has ended (SQLSTATE 55P03)"
+        )),
         _ if Recovery::of(error) == Recovery::Refused => LedgerError::Refused(sentence(error)),
         _ => unusable(pool, error),
     }

@@ -44,7 +44,7 @@ use tokio::time::{sleep, timeout};
 pub use cancel::{CANCELLED_TASK, Cancelled, cancel};
 pub use connect::LedgerAddress;
 pub use find::{Cursor, Find, Found};
-pub use groups::Group;
+pub use groups::{Group, Groups};
 pub use interventions::{Act, By, Intervention};
 pub use message::{StoredMessage, message};
 pub use overview::{Minute, Overview, StatusCount};

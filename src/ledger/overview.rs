@@ -1,9 +1,10 @@
 //! The whole at a glance: how many jobs are in each status, what was done in the last hour, and how long the oldest waits.
 //!
 //! Asked once a second it must cost next to nothing, and counting millions of jobs costs. What is not SUCCESS is counted by the
-//! small indexes that have it, and what is held is what the last heartbeats told. SUCCESS is counted by reading every job, as
-//! seldom as that takes long: of the time it may take one part in [`SELDOM`]. Between two counts the last one stands, and
-//! `as_of` says from when it is.
+//! small indexes that have it, and what is held is what the last heartbeats told: of a worker that was killed until another has
+//! taken its jobs over. SUCCESS is counted by reading every job, of all queues at once, as seldom as that takes long: of the time
+//! it may take one part in [`SELDOM`]. Between two counts, and while one is made, the last one stands, and `as_of` says from when
+//! it is.
 
 use std::{
     collections::HashMap,
@@ -27,13 +28,13 @@ use crate::job::JobStatus;
 const SELDOM: u32 = 100;
 /// No count is made more often.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
-/// The counts of so many queues are kept.
+/// What is not SUCCESS is kept of so many queues.
 const KEPT: usize = 100;
 
 /// The whole at a glance.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Overview {
-    /// Every status, in the order of a life.
+    /// Every status, in the order of a life. Of one queue SUCCESS is missing where there are too many jobs to count them.
     pub jobs: Vec<StatusCount>,
     /// The last 60 minutes, the oldest first; the last of them is under way.
     pub minutes: Vec<Minute>,
@@ -50,6 +51,8 @@ pub struct StatusCount {
     pub status: JobStatus,
     /// How many jobs.
     pub jobs: i64,
+    /// There are too many to count them: this is about how many.
+    pub estimated: bool,
 }
 
 /// What ended in one minute.
@@ -63,26 +66,100 @@ pub struct Minute {
     pub failed: i64,
 }
 
-/// The counts of one queue, or of all.
+/// How many jobs of one queue, or of all, are in each status but SUCCESS.
 #[derive(Clone, Debug)]
-struct Counted {
+struct Others {
     jobs: HashMap<JobStatus, i64>,
-    success_as_of: DateTime<Utc>,
-    others_as_of: DateTime<Utc>,
-    /// When each is to be made again.
-    success_from: Instant,
-    others_from: Instant,
+    as_of: DateTime<Utc>,
+    /// When they are to be counted again.
+    from: Instant,
 }
 
-/// The last counts, by queue.
+/// How many jobs are SUCCESS.
+#[derive(Clone, Debug)]
+struct Success {
+    /// By queue; `None` when they were too many.
+    of_queue: Option<HashMap<String, i64>>,
+    all: i64,
+    as_of: DateTime<Utc>,
+    from: Instant,
+}
+
+impl Success {
+    fn of(&self, queue: Option<&str>) -> Option<StatusCount> {
+        let jobs = match (queue, &self.of_queue) {
+            (None, _) => self.all,
+            (Some(queue), Some(of_queue)) => of_queue.get(queue).copied().unwrap_or_default(),
+            (Some(_), None) => return None,
+        };
+        Some(StatusCount {
+            status: JobStatus::Success,
+            jobs,
+            estimated: self.of_queue.is_none(),
+        })
+    }
+}
+
+/// The last counts.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Counts(Arc<Mutex<HashMap<Option<String>, Counted>>>);
+pub(super) struct Counts(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    others: std::sync::Mutex<HashMap<Option<String>, Others>>,
+    success: std::sync::Mutex<Option<Success>>,
+    /// Whoever counts. Nobody waits for it who has an earlier count.
+    counting: Mutex<()>,
+    counting_success: Mutex<()>,
+}
+
+impl Counts {
+    fn others(&self, queue: &Option<String>) -> Option<Others> {
+        locked(&self.0.others).get(queue).cloned()
+    }
+
+    fn success(&self) -> Option<Success> {
+        locked(&self.0.success).clone()
+    }
+}
+
+/// So that a test can stand where somebody counts: it is time, and this one does it until the guard is dropped.
+#[cfg(test)]
+impl Counts {
+    pub(super) async fn counting_now(
+        &self,
+    ) -> (
+        tokio::sync::MutexGuard<'_, ()>,
+        tokio::sync::MutexGuard<'_, ()>,
+    ) {
+        let counting = self.0.counting.lock().await;
+        for counted in locked(&self.0.others).values_mut() {
+            counted.from = Instant::now();
+        }
+        (counting, self.counting_success_now().await)
+    }
+
+    pub(super) async fn counting_success_now(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        let counting = self.0.counting_success.lock().await;
+        if let Some(counted) = &mut *locked(&self.0.success) {
+            counted.from = Instant::now();
+        }
+        counting
+    }
+}
+
+/// What is kept is replaced as a whole: a panic leaves nothing behind half done.
+fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 const OTHERS: &str = r"
 SELECT (SELECT count(*) FROM cliquet.jobs WHERE error IS NULL AND next_attempt_at IS NOT NULL AND (queue = $1 OR $1 IS NULL)) AS pending,
        (SELECT count(*) FROM cliquet.jobs WHERE error IS NOT NULL AND next_attempt_at IS NOT NULL AND (queue = $1 OR $1 IS NULL)) AS retrying,
        (SELECT coalesce(sum(in_hand), 0)::int8 FROM cliquet.workers
-         WHERE stopped_at IS NULL AND seen_at >= statement_timestamp() - patience AND (queue = $1 OR $1 IS NULL)) AS processing,
+         WHERE (cleared_at IS NULL OR cleared_at < seen_at) AND (queue = $1 OR $1 IS NULL)) AS processing,
        ended.failed, ended.cancelled, statement_timestamp() AS as_of
   FROM (SELECT count(*) FILTER (WHERE status = 'FAILED') AS failed, count(*) FILTER (WHERE status = 'CANCELLED') AS cancelled
           FROM cliquet.jobs WHERE error IS NOT NULL AND next_attempt_at IS NULL AND (queue = $1 OR $1 IS NULL)) ended";
@@ -92,12 +169,11 @@ const WHOLE_TABLE: &str =
     "SET LOCAL enable_seqscan = on; SET LOCAL max_parallel_workers_per_gather = 0";
 
 const SUCCESS: &str = r"
-SELECT count(*) AS jobs, statement_timestamp() AS as_of FROM cliquet.jobs
- WHERE status = 'SUCCESS' AND (queue = $1 OR $1 IS NULL)";
+SELECT queue, count(*) AS jobs FROM cliquet.jobs WHERE status = 'SUCCESS' GROUP BY queue";
 
 /// Where there are so many jobs that they cannot be counted in time: how many Postgres believes there are, in all queues.
 const BELIEVED: &str = r"
-SELECT greatest(reltuples, 0)::int8 AS jobs, statement_timestamp() AS as_of FROM pg_class WHERE oid = 'cliquet.jobs'::regclass";
+SELECT greatest(reltuples, 0)::int8 FROM pg_class WHERE oid = 'cliquet.jobs'::regclass";
 
 const MINUTES: &str = r"
 SELECT minute.at, coalesce(sum(told.succeeded), 0)::int8 AS succeeded, coalesce(sum(told.failed), 0)::int8 AS failed
@@ -123,7 +199,8 @@ impl Reads {
     }
 
     async fn glance(&self, queue: Option<&str>) -> Result<Overview, sqlx::Error> {
-        let counted = self.counted(queue).await?;
+        let others = self.others(queue).await?;
+        let success = self.success().await?;
         let rows = sqlx::query(MINUTES)
             .bind(queue)
             .fetch_all(self.pool())
@@ -140,110 +217,120 @@ impl Reads {
             .bind(queue)
             .fetch_optional(self.pool())
             .await?;
-        let count = |status: &JobStatus| StatusCount {
-            status: *status,
-            jobs: counted.jobs.get(status).copied().unwrap_or_default(),
+        let count = |status: &JobStatus| match status {
+            JobStatus::Success => success.of(queue),
+            status => Some(StatusCount {
+                status: *status,
+                jobs: others.jobs.get(status).copied().unwrap_or_default(),
+                estimated: false,
+            }),
         };
         Ok(Overview {
-            jobs: JobStatus::ALL.iter().map(count).collect(),
+            jobs: JobStatus::ALL.iter().filter_map(count).collect(),
             minutes,
             oldest_due_seconds: oldest,
-            as_of: counted.success_as_of.min(counted.others_as_of),
+            as_of: success.as_of.min(others.as_of),
         })
     }
 
-    /// The counts, made anew where it is time. Others wait for who makes them, and take the same.
-    async fn counted(&self, queue: Option<&str>) -> Result<Counted, sqlx::Error> {
-        let mut kept = self.counts.0.lock().await;
-        let key = queue.map(str::to_owned);
-        let before = kept.get(&key);
-        let now = Instant::now();
-        let others_due = before.is_none_or(|counted| counted.others_from <= now);
-        let success_due = before.is_none_or(|counted| counted.success_from <= now);
-        let mut counted = match before {
-            Some(counted) => counted.clone(),
-            None => Counted {
-                jobs: HashMap::new(),
-                success_as_of: DateTime::UNIX_EPOCH,
-                others_as_of: DateTime::UNIX_EPOCH,
-                success_from: now,
-                others_from: now,
+    /// What is not SUCCESS, counted anew where it is time.
+    async fn others(&self, queue: Option<&str>) -> Result<Others, sqlx::Error> {
+        let (counts, key) = (&self.counts, queue.map(str::to_owned));
+        let stands = |counted: &Others| counted.from > Instant::now();
+        let _counting = match counts.others(&key) {
+            Some(counted) if stands(&counted) => return Ok(counted),
+            Some(counted) => match counts.0.counting.try_lock() {
+                Ok(counting) => counting,
+                Err(_) => return Ok(counted),
             },
+            None => counts.0.counting.lock().await,
         };
-        if others_due {
-            self.count_others(queue, &mut counted).await?;
-            counted.others_from = again(now);
+        // Somebody else may just have done so.
+        if let Some(counted) = counts.others(&key).filter(stands) {
+            return Ok(counted);
         }
-        if success_due {
-            let began = Instant::now();
-            self.count_success(queue, &mut counted).await?;
-            counted.success_from = again(began);
-        }
-        if kept.len() >= KEPT {
+        let counted = self.count_others(queue).await?;
+        let mut kept = locked(&counts.0.others);
+        if kept.len() >= KEPT && !kept.contains_key(&key) {
             kept.clear();
         }
         kept.insert(key, counted.clone());
         Ok(counted)
     }
 
-    async fn count_others(
-        &self,
-        queue: Option<&str>,
-        counted: &mut Counted,
-    ) -> Result<(), sqlx::Error> {
+    async fn count_others(&self, queue: Option<&str>) -> Result<Others, sqlx::Error> {
+        let began = Instant::now();
         let row = sqlx::query(OTHERS)
             .bind(queue)
             .fetch_one(self.pool())
             .await?;
-        for (status, column) in [
+        let jobs = [
             (JobStatus::Pending, "pending"),
             (JobStatus::Processing, "processing"),
             (JobStatus::Retrying, "retrying"),
             (JobStatus::Failed, "failed"),
             (JobStatus::Cancelled, "cancelled"),
-        ] {
-            counted.jobs.insert(status, row.try_get(column)?);
-        }
-        counted.others_as_of = row.try_get("as_of")?;
-        Ok(())
+        ]
+        .map(|(status, column)| Ok((status, row.try_get(column)?)));
+        Ok(Others {
+            jobs: jobs.into_iter().collect::<Result<_, sqlx::Error>>()?,
+            as_of: row.try_get("as_of")?,
+            from: again(began),
+        })
     }
 
-    async fn count_success(
-        &self,
-        queue: Option<&str>,
-        counted: &mut Counted,
-    ) -> Result<(), sqlx::Error> {
+    /// What is SUCCESS, counted anew where it is time: once for all who ask, whatever queue they ask about.
+    async fn success(&self) -> Result<Success, sqlx::Error> {
+        let counts = &self.counts;
+        let stands = |counted: &Success| counted.from > Instant::now();
+        let _counting = match counts.success() {
+            Some(counted) if stands(&counted) => return Ok(counted),
+            Some(counted) => match counts.0.counting_success.try_lock() {
+                Ok(counting) => counting,
+                Err(_) => return Ok(counted),
+            },
+            None => counts.0.counting_success.lock().await,
+        };
+        if let Some(counted) = counts.success().filter(stands) {
+            return Ok(counted);
+        }
+        let counted = self.count_success().await?;
+        *locked(&counts.0.success) = Some(counted.clone());
+        Ok(counted)
+    }
+
+    async fn count_success(&self) -> Result<Success, sqlx::Error> {
+        let began = Instant::now();
+        let as_of = sqlx::query_scalar("SELECT statement_timestamp()")
+            .fetch_one(self.pool())
+            .await?;
         let exact = async {
             let mut whole = self.pool().begin_with("BEGIN READ ONLY").await?;
             sqlx::raw_sql(WHOLE_TABLE).execute(&mut *whole).await?;
-            let row = sqlx::query(SUCCESS)
-                .bind(queue)
-                .fetch_one(&mut *whole)
-                .await?;
+            let counts: Vec<(String, i64)> = sqlx::query_as(SUCCESS).fetch_all(&mut *whole).await?;
             whole.commit().await?;
-            Ok::<_, sqlx::Error>(row)
+            Ok::<_, sqlx::Error>(counts)
         };
-        let row = match exact.await {
-            Ok(row) => {
-                counted
-                    .jobs
-                    .insert(JobStatus::Success, row.try_get("jobs")?);
-                row
+        let (of_queue, all) = match exact.await {
+            Ok(counts) => {
+                let all = counts.iter().map(|(_, jobs)| jobs).sum();
+                (Some(counts.into_iter().collect()), all)
             }
-            // 57014: longer than this session may ask.
             Err(error) if !is_too_long(&error) => return Err(error),
+            // Longer than this session may ask.
             Err(_) => {
-                let row = sqlx::query(BELIEVED).fetch_one(self.pool()).await?;
-                let all: i64 = row.try_get("jobs")?;
-                let others = counted.jobs.iter();
-                let others = others.filter(|(status, _)| **status != JobStatus::Success);
-                let rest = all - others.map(|(_, jobs)| jobs).sum::<i64>();
-                counted.jobs.insert(JobStatus::Success, rest.max(0));
-                row
+                let believed: i64 = sqlx::query_scalar(BELIEVED).fetch_one(self.pool()).await?;
+                let others = self.others(None).await?;
+                let rest = believed - others.jobs.values().sum::<i64>();
+                (None, rest.max(0))
             }
         };
-        counted.success_as_of = row.try_get("as_of")?;
-        Ok(())
+        Ok(Success {
+            of_queue,
+            all,
+            as_of,
+            from: again(began),
+        })
     }
 }
 
@@ -256,4 +343,26 @@ fn is_too_long(error: &sqlx::Error) -> bool {
 fn again(began: Instant) -> Instant {
     let now = Instant::now();
     now + LEAST_PAUSE.max((now - began) * SELDOM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_to_count_is_told_as_an_estimate_of_the_whole_and_of_no_queue() {
+        let counted = Success {
+            of_queue: None,
+            all: 1_000_000_000,
+            as_of: DateTime::UNIX_EPOCH,
+            from: Instant::now(),
+        };
+        let whole = StatusCount {
+            status: JobStatus::Success,
+            jobs: 1_000_000_000,
+            estimated: true,
+        };
+        assert_eq!(counted.of(None), Some(whole));
+        assert_eq!(counted.of(Some("jobs")), None);
+    }
 }

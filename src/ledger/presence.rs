@@ -85,6 +85,21 @@ macro_rules! told {
     };
 }
 
+/// What it still holds stays told: it is stuck until another worker has taken it over.
+const GOODBYE: &str = concat!(
+    "WITH ",
+    told!(),
+    r", stuck AS MATERIALIZED (
+    SELECT array_agg(job.id ORDER BY job.created_at) AS running
+      FROM cliquet.workers worker JOIN cliquet.jobs job ON job.id = ANY (worker.running)
+     WHERE worker.id = $1 AND job.holder = $1 AND job.status = 'PROCESSING'
+)
+UPDATE cliquet.workers
+   SET stopped_at = clock_timestamp(), succeeded = $2, failed = $3,
+       in_hand = coalesce(cardinality((SELECT running FROM stuck)), 0), running = (SELECT running FROM stuck)
+ WHERE id = $1"
+);
+
 /// Which of these runs are no longer ours: cancelled, or taken over. The rest is told: all of them by number, and which they are
 /// if they have been there for a second.
 const BEAT: &str = concat!(
@@ -103,14 +118,6 @@ const BEAT: &str = concat!(
      WHERE id = $1
 )
 SELECT run.job_id, run.epoch FROM run WHERE run.lost"
-);
-
-const GOODBYE: &str = concat!(
-    "WITH ",
-    told!(),
-    r"
-UPDATE cliquet.workers SET stopped_at = clock_timestamp(), succeeded = $2, failed = $3, in_hand = 0, running = NULL
- WHERE id = $1"
 );
 
 impl Presence {

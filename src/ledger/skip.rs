@@ -26,15 +26,11 @@ use sqlx::{Acquire, PgConnection, PgPool, Row};
 
 use super::{
     LedgerError,
-    connect::Recovery,
-    interventions::{Act, By, record, refused},
+    interventions::{Act, BOUNDED, By, record, refused, repeated},
     read::word,
     sent::SENT,
 };
 use crate::job::{Generation, JobId, JobStatus, Position};
-
-/// After so many deadlocks in a row something else is wrong.
-const MOST_REPEATS: u32 = 10;
 
 /// What skipping a task came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +60,6 @@ pub enum Skipped {
     NotFound,
 }
 
-/// Waits are bounded by Postgres.
-const BOUNDED: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '15s'";
-
 const LOCK_JOB: &str =
     "SELECT status::text AS status, total FROM cliquet.jobs WHERE id = $1 FOR NO KEY UPDATE";
 
@@ -74,9 +67,10 @@ const LOCK_FRONTIER: &str = r"
 SELECT position FROM cliquet.tasks WHERE job_id = $1 AND status <> 'SUCCESS'
  ORDER BY position LIMIT 1 FOR NO KEY UPDATE";
 
+/// Its result stays NULL: only a SUCCESS has one, and an operator may write none.
 const END_TASK: &str = r"
 UPDATE cliquet.tasks task
-   SET status = 'SUCCESS', finished_at = clock_timestamp(), result = NULL, error = NULL, epoch = job.epoch + 1,
+   SET status = 'SUCCESS', finished_at = clock_timestamp(), error = NULL, epoch = job.epoch + 1,
        attempt = greatest(task.attempt, 1), started_at = coalesce(task.started_at, clock_timestamp())
   FROM cliquet.jobs job
  WHERE job.id = $1 AND task.job_id = job.id AND task.position = $2 AND task.status <> 'SUCCESS'";
@@ -107,16 +101,7 @@ pub async fn skip(
     position: Option<Position>,
     by: &By,
 ) -> Result<Skipped, LedgerError> {
-    let mut repeats = 0;
-    loop {
-        match attempt(pool, id, position, by).await {
-            Ok(skipped) => return Ok(skipped),
-            Err(error) if Recovery::of(&error) == Recovery::Repeat && repeats < MOST_REPEATS => {
-                repeats += 1;
-            }
-            Err(error) => return Err(refused(pool, &error)),
-        }
-    }
+    repeated(pool, || attempt(pool, id, position, by)).await
 }
 
 async fn attempt(

@@ -19,6 +19,8 @@ use crate::job::{JobId, Position};
 
 /// So many of a worker's jobs are shown.
 const SHOWN: usize = 20;
+/// So many workers that died are shown.
+const DEAD: i64 = 50;
 
 /// One worker process.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -66,8 +68,10 @@ pub struct Running {
     pub since: Option<DateTime<Utc>>,
 }
 
-/// Those that are alive, and those that died within the last hour. A silence counts only if Postgres was there to hear it.
+/// Those that are alive, and of those that died within the last hour the newest. A silence counts only if Postgres was there to
+/// hear it.
 const WORKERS: &str = r"
+SELECT * FROM (SELECT told.*, row_number() OVER (PARTITION BY alive ORDER BY id DESC) AS number FROM (
 SELECT id, name, host, pid, version, queue, started_at, seen_at, stopped_at, in_hand::int8 AS jobs,
        coalesce(brakes, 'null')::text AS brakes,
        stopped_at IS NULL AND (seen_at >= statement_timestamp() - patience
@@ -76,7 +80,8 @@ SELECT id, name, host, pid, version, queue, started_at, seen_at, stopped_at, in_
  WHERE ($1::text IS NULL OR queue = $1)
    AND (coalesce(stopped_at, seen_at) > statement_timestamp() - interval '1 hour'
         OR (stopped_at IS NULL AND seen_at >= statement_timestamp() - patience))
- ORDER BY id";
+) told) worker
+ WHERE alive OR number <= $2 ORDER BY alive DESC, id DESC";
 
 /// What they told, and what is too young to have been told.
 const RUNNING: &str = r"
@@ -93,7 +98,8 @@ SELECT j.holder, j.id, j.kind, t.position, t.label, t.started_at
  ORDER BY t.started_at, j.id";
 
 impl Reads {
-    /// The workers that are alive, and those that died within the last hour, with what each is doing.
+    /// The workers that are alive, the newest first, and the 50 newest of those that died within the last hour, with what each
+    /// is doing.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
@@ -106,6 +112,7 @@ impl Reads {
     async fn all_workers(&self, queue: Option<&str>) -> Result<Vec<WorkerView>, sqlx::Error> {
         let rows = sqlx::query(WORKERS)
             .bind(queue)
+            .bind(DEAD)
             .fetch_all(self.pool())
             .await?;
         let mut workers: Vec<WorkerView> = rows.iter().map(worker).collect::<Result<_, _>>()?;

@@ -272,14 +272,18 @@ impl Acts {
                     Some(frontier) => format!(
                         "job {id} stands at task {frontier} now, not at {position}: nothing is skipped"
                     ),
-                    None => format!("every task of job {id} is done: nothing is skipped"),
+                    // As it may have been enqueued in SQL; a job whose tasks are done is SUCCESS.
+                    None => format!("job {id} has no task that is not done: nothing is skipped"),
                 };
                 Acted::refused(id, Some(status), sentence)
             }
             Err(error) => {
-                let what = format!(
-                    "task {position} of job {id} was to be skipped; look at the job before you ask again (`cliquet show {id}`)"
-                );
+                let what = match error.is_locked() {
+                    true => format!("no task of job {id} is skipped"),
+                    false => format!(
+                        "task {position} of job {id} was to be skipped; look at the job before you ask again (`cliquet show {id}`)"
+                    ),
+                };
                 Acted::failed(id, None, &what, &error.into())
             }
         }
@@ -302,12 +306,14 @@ impl Acts {
                 generation: Some(generation),
                 ..Acted::done(id, JobStatus::Pending)
             },
-            Err(failure) => {
-                let what = format!(
-                    "task {position} of job {id} is skipped, and that is written; but the job is not sent on. A worker's reconciler does it later, or now: `cliquet retry {id}`. What was wrong"
-                );
-                Acted::failed(id, Some(JobStatus::Pending), &what, &failure)
-            }
+            // The skip is done: told as a failure it would be repeated, and take the next task.
+            Err(error) => Acted {
+                generation: Some(generation),
+                error: Some(format!(
+                    "task {position} of job {id} is skipped, and that is written; but the job is not sent on: {error}. A worker's reconciler does it later, or now: `cliquet retry {id}`"
+                )),
+                ..Acted::done(id, JobStatus::Pending)
+            },
         }
     }
 

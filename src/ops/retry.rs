@@ -24,8 +24,9 @@ worker holds (PROCESSING) goes on where it is; if that worker is dead, the next
 one takes it over. Tasks that are done are not done again.
 
 The message is made from the ledger. The copy of a parked job stays in the dead
-queue, stale and harmless; `cliquet dead retry ID` sends that copy itself, with
-its publisher's headers, and takes it away.
+queue, and is stale. `cliquet dead drop ID` takes it away: once the job is
+pruned, nothing tells it from a new one. `cliquet dead retry ID` sends that copy
+itself, with its publisher's headers, and takes it away, too.
 
 Examples:
   cliquet retry 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11

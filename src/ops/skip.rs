@@ -20,7 +20,8 @@ done is not done: do it by hand. Who skipped it, and why, stays in the job's
 history (`cliquet show`).
 
 Only of a job that no worker holds: PENDING, RETRYING or FAILED. The copy of a
-parked job stays in the dead queue, stale and harmless.
+parked job stays in the dead queue, and is stale. Take it away with
+`cliquet dead drop ID`: once the job is pruned, nothing tells it from a new one.
 
 Examples:
   cliquet skip 0190b5c2-7e1f-7c3a-9d55-0d9c1f0a7b11 --reason 'uploaded by hand'
@@ -63,10 +64,11 @@ impl Skip {
             Err(acted) => acted,
         };
         acts.close().await;
-        if let Some(error) = &acted.error {
-            note(format_args!("error: {error}"));
-        }
         let done = acted.outcome == Outcome::Done;
+        if let Some(error) = &acted.error {
+            let word = if done { "warning" } else { "error" };
+            note(format_args!("{word}: {error}"));
+        }
         if desk.json {
             desk.output.json(&acted)?;
         } else if done {

@@ -683,6 +683,41 @@ async fn a_job_whose_last_task_is_skipped_is_done_and_needs_no_message() {
     stage.queues.take(Place::Dead).await;
 }
 
+/// What is committed is done, whoever is away: told as a failure, it would be repeated and take the next task.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_cannot_be_sent_is_done_with_a_warning_and_sent_later() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let job = stage.publish("a:permanent b:ok c:ok").await;
+    stage.reaches(job, "FAILED").await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("AMQP_URL", "amqp://127.0.0.1:1");
+    let id = job.to_string();
+    let skip = ["skip", &id, "--reason", "by hand", "--json"];
+    let ended = binary.run(&skip).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    says(
+        &ended.err,
+        &[
+            "warning: task 1 of job",
+            "is skipped, and that is written",
+            "cliquet retry",
+        ],
+    );
+    let told = &objects(&ended.out)[0];
+    assert_eq!(
+        (&told["outcome"], &told["status"], &told["generation"]),
+        (&json!("done"), &json!("PENDING"), &json!(2))
+    );
+    assert_eq!(stage.tasks(job).await, "1:SUCCESS 2:PENDING 3:PENDING");
+    let binary = Binary::on(&stage, "");
+    binary.run(&["retry", &id]).await.done();
+    stage.reaches(job, "SUCCESS").await;
+    assert_eq!(stage.script.positions(job).await, [1, 2, 3]);
+    stage.queues.take(Place::Dead).await;
+    worker.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_and_a_cancel_are_told_with_who_did_them_and_why() {
     let stage = Stage::with_ladder(&["200ms", "10s"]).await;

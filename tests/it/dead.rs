@@ -19,7 +19,7 @@ use crate::support::{
     Queues,
     binary::Binary,
     eventually,
-    privileges::{broker_as, permissions},
+    privileges::{broker_as, database_as, permissions},
     stage::{Stage, body},
 };
 
@@ -392,10 +392,18 @@ async fn retrying_a_parked_message_goes_on_where_its_job_stopped_and_takes_it_aw
     stage.reaches(other, "FAILED").await;
     holds(&stage.queues, Place::Dead, 2).await;
     stage.script.open("mended").await;
-    let binary = Binary::on(&stage, "");
+    let mut binary = Binary::on(&stage, "");
+    binary.set("CLIQUET_OPERATOR", "olga");
     let id = job.to_string();
     let printed = binary.run(&["dead", "retry", &id]).await.done();
     assert_eq!(printed, format!("{job}\n"));
+    let shown = binary.show(job).await;
+    let done = &shown["interventions"][0];
+    assert_eq!(
+        (&done["act"], &done["operator"]),
+        (&json!("retry"), &json!("olga")),
+        "{shown}"
+    );
     stage.reaches(job, "SUCCESS").await;
     assert_eq!(
         stage.script.positions(job).await,
@@ -405,6 +413,37 @@ async fn retrying_a_parked_message_goes_on_where_its_job_stopped_and_takes_it_aw
     holds(&stage.queues, Place::Dead, 1).await;
     let told = binary.run(&["dead", "retry", &id]).await.failed(1);
     says(&told, &["holds no message", &id, "`cliquet show"]);
+    worker.stop().await;
+}
+
+/// Reading the ledger is enough to send what is parked; that nobody can write down who did it is said once.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_only_read_the_ledger_retries_parked_messages_with_a_warning() {
+    let stage = Stage::new().await;
+    let worker = stage.worker();
+    let jobs = [
+        stage.publish("a:needs:mended").await,
+        stage.publish("a:needs:mended").await,
+    ];
+    for job in jobs {
+        stage.reaches(job, "FAILED").await;
+    }
+    holds(&stage.queues, Place::Dead, 2).await;
+    stage.script.open("mended").await;
+    let mut binary = Binary::on(&stage, "");
+    let reader = database_as(&stage.database, "cliquet_reader").await;
+    binary.set("DATABASE_URL", &reader);
+    let ended = binary.run(&["dead", "retry", "--all"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(
+        ended.err.matches("could not be written down").count(),
+        1,
+        "{}",
+        ended.err
+    );
+    for job in jobs {
+        stage.reaches(job, "SUCCESS").await;
+    }
     worker.stop().await;
 }
 

@@ -94,6 +94,7 @@ async fn a_program_that_fails_twice_is_resumed_at_its_task_and_given_the_results
             "generation",
             "holder",
             "id",
+            "interventions",
             "kind",
             "next_attempt_at",
             "payload",

@@ -73,6 +73,7 @@ async fn jobs_are_listed_by_filter_and_page_after_page() {
     assert_eq!(seen, failed);
 
     let groups = web.client.get("/api/v1/groups").await.json(200);
+    let groups = &groups["groups"];
     assert_eq!(
         (&groups[0]["handler"], &groups[0]["jobs"]),
         (&json!("b"), &json!(5))
@@ -346,7 +347,7 @@ async fn a_group_of_like_failures_is_retried_or_ended_at_once_and_no_more_than_t
     stage.reaches(done, "SUCCESS").await;
     worker.stop().await;
     let groups = web.client.get("/api/v1/groups").await.json(200);
-    let mut groups = groups.as_array().unwrap().iter();
+    let mut groups = groups["groups"].as_array().unwrap().iter();
     let group = groups.find(|group| group["handler"] == "a").unwrap();
     assert_eq!(group["jobs"], 5);
     let filter = json!({"likeness": group["id"]});

@@ -162,8 +162,12 @@ impl World {
                 redelivered: false,
             });
             self.confirmed = true;
-        } else {
-            // As if the broker had lost it: the reconciler's to mend, where no older copy brings it.
+        } else if !self
+            .messages
+            .iter()
+            .any(|message| message.place != Place::Dead)
+        {
+            // Where no older copy brings it, it is the reconciler's to mend, as if the broker had lost it.
             self.broker_lost = true;
         }
         Some(())

@@ -108,3 +108,24 @@ async fn a_cancelled_job_is_owed_nothing() {
     assert_eq!(reconciling.owed(Duration::ZERO).await.unwrap(), []);
     reconciling.end().await;
 }
+
+#[tokio::test]
+async fn a_cancel_waits_a_few_seconds_for_a_job_that_somebody_keeps_locked_and_changes_nothing() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = job_of(1);
+    ada.claimed(&message).await;
+    let before = database.all_of(message.id).await;
+    let mut other = database.connect().await;
+    on(&mut other, "BEGIN; SELECT FROM cliquet.jobs FOR UPDATE").await;
+    let pool = database.address.pool("operator", 1);
+    let ids = [message.id];
+    let act = by("now");
+    let cancelling = crate::ledger::cancel(&pool, &ids, &act);
+    match tokio::time::timeout(DEADLINE, cancelling).await.unwrap() {
+        Err(error) if error.is_locked() => {}
+        other => panic!("{other:?}"),
+    }
+    on(&mut other, "ROLLBACK").await;
+    assert_eq!(database.all_of(message.id).await, before);
+}

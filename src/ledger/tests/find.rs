@@ -410,7 +410,7 @@ async fn like_failures_are_one_group_and_the_group_is_found() {
     ada.claimed(&message).await;
     cancel(&database, message.id).await;
 
-    let groups = reads(&database).groups(None, 10).await.unwrap();
+    let groups = reads(&database).groups(None, 10).await.unwrap().groups;
     let told: Vec<_> = groups
         .iter()
         .map(|group| {
@@ -441,6 +441,7 @@ async fn like_failures_are_one_group_and_the_group_is_found() {
             .groups(Some("jobs"), 1)
             .await
             .unwrap()
+            .groups
             .len(),
         1
     );
@@ -449,8 +450,222 @@ async fn like_failures_are_one_group_and_the_group_is_found() {
             .groups(Some("others"), 9)
             .await
             .unwrap()
+            .groups
             .is_empty()
     );
+}
+
+/// Here groups are of fifty jobs of each sort, found among two hundred.
+#[tokio::test]
+async fn groups_are_found_behind_what_is_cancelled_or_another_queues_and_say_when_there_is_more() {
+    let database = Database::new().await;
+    fill(&database, 3, Some("no luck")).await;
+    database
+        .run("UPDATE cliquet.jobs SET created_at = now() - interval '30 days'")
+        .await;
+    fill(&database, 60, Some("wanted no more")).await;
+    database
+        .run("UPDATE cliquet.jobs SET status = 'CANCELLED' WHERE error LIKE 'wanted%'")
+        .await;
+    fill(&database, 70, Some("of others")).await;
+    database
+        .run("UPDATE cliquet.jobs SET queue = 'others' WHERE error LIKE 'of others%'")
+        .await;
+    let groups = async |queue| {
+        let found = reads(&database).groups(queue, 9).await.unwrap();
+        let told = |group: &Group| (group.error.clone(), group.jobs);
+        let told: Vec<_> = found.groups.iter().map(told).collect();
+        (told, found.partial)
+    };
+    let lucky = ("no luck …".to_owned(), 3);
+    assert_eq!(groups(Some("jobs")).await, (vec![lucky.clone()], false));
+    // Fifty of the newest, and it says so.
+    let others = ("of others …".to_owned(), 50);
+    assert_eq!(groups(Some("others")).await, (vec![others.clone()], true));
+    assert_eq!(groups(None).await, (vec![others], true));
+    // Too many to be looked at.
+    fill(&database, 70, Some("more of others")).await;
+    assert!(groups(Some("jobs")).await.1);
+}
+
+#[tokio::test]
+async fn jobs_without_tasks_are_a_group_that_is_found() {
+    let database = Database::new().await;
+    fill(&database, 2, Some("no task")).await;
+    database.run("DELETE FROM cliquet.tasks").await;
+    let groups = reads(&database).groups(None, 9).await.unwrap().groups;
+    assert_eq!((groups.len(), groups[0].handler.as_deref()), (1, None));
+    let find = Find {
+        likeness: Some(groups[0].id.clone()),
+        ..Find::default()
+    };
+    assert_eq!(ids(&database, &find).await.len(), 2);
+}
+
+/// Jobs of many tasks are not walked along from the first: each of these would be 2,000 rows.
+#[tokio::test]
+async fn what_failed_near_the_end_of_many_tasks_is_found_without_reading_them() {
+    let database = Database::new().await;
+    fill(&database, 5, Some("no luck")).await;
+    database
+        .run(
+            "UPDATE cliquet.jobs SET total = 2000;
+             UPDATE cliquet.tasks SET position = 1999;
+             INSERT INTO cliquet.tasks (job_id, position, status, epoch, attempt, started_at, finished_at, handler, label)
+             SELECT id, n, 'SUCCESS', 1, 1, now(), now(), 'early', 'Early' FROM cliquet.jobs, generate_series(1, 1998) n;
+             INSERT INTO cliquet.failures (job_id, epoch, position, attempt, worker, error)
+             SELECT id, n, n * 900, 1, 'ada', 'no luck' FROM cliquet.jobs, generate_series(1, 2) n",
+        )
+        .await;
+    let pool = database.address.reader_pool("reader", 1);
+    let read = async || {
+        let mut connection = pool.acquire().await.unwrap();
+        for before in ["pg_stat_force_next_flush", "pg_stat_clear_snapshot"] {
+            on(&mut connection, &format!("SELECT {before}()")).await;
+        }
+        let read = "SELECT (seq_tup_read + idx_tup_fetch)::int8 FROM pg_stat_user_tables WHERE relname = 'tasks'";
+        let row = sqlx::query(read).fetch_one(&mut *connection).await.unwrap();
+        row.get::<i64, _>(0)
+    };
+    let before = read().await;
+    let groups = Reads::new(pool.clone())
+        .groups(None, 9)
+        .await
+        .unwrap()
+        .groups;
+    assert_eq!(
+        (groups[0].handler.as_deref(), groups[0].jobs),
+        (Some("bulk"), 5)
+    );
+    let find = Find {
+        handler: Some("bulk".into()),
+        ..Find::default()
+    };
+    assert_eq!(ids(&database, &find).await.len(), 5);
+    let read = read().await - before;
+    assert!(read < 5 * 250, "{read} rows");
+}
+
+#[tokio::test]
+async fn whoever_asks_while_another_counts_is_given_the_last_count_of_any_queue() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    ada.finish(&job_of(1)).await;
+    let reads = reads(&database);
+    let success = async |queue| {
+        let overview = reads.overview(queue).await.unwrap();
+        let success = overview.jobs.iter().find(|count| count.status == Success);
+        success.map(|count| (count.jobs, count.estimated))
+    };
+    assert_eq!(success(None).await, Some((1, false)));
+    ada.finish(&job_of(1)).await;
+    // It is time for another count, and somebody makes it.
+    let counting = reads.counts.counting_now().await;
+    let given = async {
+        for _ in 0..3 {
+            assert_eq!(success(None).await, Some((1, false)));
+        }
+    };
+    tokio::time::timeout(DEADLINE, given)
+        .await
+        .expect("it waits");
+    drop(counting);
+    assert_eq!(success(None).await, Some((2, false)));
+    // One count is of every queue.
+    let counting = reads.counts.counting_success_now().await;
+    let given = async {
+        assert_eq!(success(Some("jobs")).await, Some((2, false)));
+        assert_eq!(success(Some("others")).await, Some((0, false)));
+    };
+    tokio::time::timeout(DEADLINE, given)
+        .await
+        .expect("it waits");
+    drop(counting);
+}
+
+/// Killed, silent, or gone with a goodbye: until somebody has taken its jobs over, they are held.
+#[tokio::test]
+async fn what_a_dead_worker_has_left_behind_is_counted_and_found() {
+    let database = Database::new().await;
+    let (mut ada, mut bob) = (database.worker("ada").await, database.worker("bob").await);
+    let left = [job_of(2), job_of(2), job_of(2)];
+    for (worker, message) in [(&ada, &left[0]), (&bob, &left[1]), (&bob, &left[2])] {
+        worker.claimed(message).await;
+    }
+    database
+        .run("UPDATE cliquet.jobs SET created_at = now() - interval '30 days'")
+        .await;
+    ada.presence.beat(|| vec![(left[0].id, Epoch(1))]).await;
+    let both = [(left[1].id, Epoch(1)), (left[2].id, Epoch(1))];
+    bob.presence.beat(|| both.to_vec()).await;
+    // Many jobs since: only the heartbeats have told. And one of bob's has ended since the last.
+    fill(&database, 150, None).await;
+    cancel(&database, left[2].id).await;
+    bob.presence.end().await;
+    let id = ada.id();
+    stale(&database, &ada).await;
+    ada.die(&database).await;
+
+    let held = Find {
+        status: vec![Processing],
+        ..Find::default()
+    };
+    let mut found = ids(&database, &held).await;
+    found.sort();
+    let mut expected = vec![left[0].id, left[1].id];
+    expected.sort();
+    assert_eq!(found, expected);
+    let processing = async || {
+        let overview = reads(&database).overview(None).await.unwrap();
+        overview.jobs[1].jobs
+    };
+    assert_eq!(processing().await, 2);
+    database
+        .run(&format!(
+            "UPDATE cliquet.workers SET cleared_at = clock_timestamp() WHERE id = {id}"
+        ))
+        .await;
+    assert_eq!(processing().await, 1);
+}
+
+#[tokio::test]
+async fn the_living_are_told_before_the_newest_of_the_dead() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    database
+        .run(
+            "INSERT INTO cliquet.workers (name, host, pid, version, queue, patience, stopped_at)
+             SELECT 'dead ' || n, 'here', n, '0', 'jobs', interval '1 minute', now() FROM generate_series(1, 60) n",
+        )
+        .await;
+    let bob = database.worker("bob").await;
+    let workers = reads(&database).workers(None).await.unwrap();
+    let names: Vec<_> = workers.iter().map(|worker| worker.name.as_str()).collect();
+    assert_eq!(names[..3], ["bob", "ada", "dead 60"]);
+    assert_eq!((names.len(), names[51]), (52, "dead 11"));
+    drop((ada, bob));
+}
+
+#[tokio::test]
+async fn a_restart_of_postgres_between_two_questions_goes_unnoticed() {
+    let database = Database::new().await;
+    let (reader, acts) = (
+        database.address.reader_pool("reader", 2),
+        database.address.lasting_pool("acts", 2),
+    );
+    for pool in [reader, acts] {
+        let ask = async || sqlx::query("SELECT 1").execute(&pool).await;
+        ask().await.unwrap();
+        until("its session is ended", async || {
+            database.terminate("cliquet %").await > 0
+        })
+        .await;
+        until("it is gone", async || {
+            database.terminate("cliquet %").await == 0
+        })
+        .await;
+        ask().await.unwrap();
+    }
 }
 
 #[tokio::test]

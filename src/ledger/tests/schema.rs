@@ -97,6 +97,28 @@ async fn a_migration_that_would_keep_workers_from_a_table_gives_up_and_says_so()
     check(&database.address).await.unwrap();
 }
 
+/// As CREATE INDEX CONCURRENTLY leaves it when it fails.
+#[tokio::test]
+async fn an_index_that_is_invalid_is_not_taken_for_one() {
+    let database = Database::new().await;
+    let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'cliquet.jobs_retrying'::regclass";
+    database
+        .run(&format!(
+            "DELETE FROM cliquet.migrations WHERE version = 12; {broken}"
+        ))
+        .await;
+    match migrate(&database.address).await {
+        Err(LedgerError::Schema(sentence)) => assert!(
+            sentence.contains("cliquet.jobs_retrying") && sentence.contains("DROP INDEX"),
+            "{sentence}"
+        ),
+        other => panic!("{other:?}"),
+    }
+    database.run("DROP INDEX cliquet.jobs_retrying").await;
+    migrate(&database.address).await.unwrap();
+    check(&database.address).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
     let address = LedgerAddress::parse("postgres://ada:s3cret@127.0.0.1:1/shop").unwrap();

@@ -345,7 +345,11 @@ async fn a_skip_waits_a_few_seconds_for_a_job_that_somebody_keeps_locked_and_cha
     let pool = database.address.pool("operator", 1);
     match crate::ledger::skip(&pool, message.id, None, &by("now")).await {
         Err(LedgerError::Unavailable(sentence)) => {
-            assert!(sentence.contains("lock timeout"), "{sentence}");
+            assert!(
+                sentence.contains("somebody keeps the job locked")
+                    && sentence.contains("nothing was changed"),
+                "{sentence}"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -403,4 +407,43 @@ async fn what_was_done_to_a_job_is_told_with_it_and_goes_with_it() {
     let left =
         "SELECT (SELECT count(*) FROM cliquet.jobs) + (SELECT count(*) FROM cliquet.interventions)";
     assert_eq!(database.value::<i64>(left).await, 0);
+}
+
+#[tokio::test]
+async fn a_retry_of_a_job_that_is_pruned_meanwhile_leaves_no_row() {
+    let database = Database::new().await;
+    let pool = database.address.pool("operator", 1);
+    record_retry(&pool, JobId::new(), &by("late"))
+        .await
+        .unwrap();
+    let rows = "SELECT count(*) FROM cliquet.interventions";
+    assert_eq!(database.value::<i64>(rows).await, 0);
+}
+
+#[tokio::test]
+async fn who_is_connected_to_what_only_reads_is_told_so_before_anything_is_sent() {
+    let database = Database::new().await;
+    may_act(&database.address.pool("operator", 1))
+        .await
+        .unwrap();
+    match may_act(&database.address.reader_pool("operator", 1)).await {
+        Err(LedgerError::Denied(sentence)) => assert!(
+            sentence.contains("only reads") && sentence.contains("nothing can be changed there"),
+            "{sentence}"
+        ),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_job_without_any_task_has_none_to_skip() {
+    let database = Database::new().await;
+    let ada = database.worker("ada").await;
+    let message = waiting(&database, &ada, Waits::Enqueued, 1).await;
+    database.run("DELETE FROM cliquet.tasks").await;
+    let stands_at = Skipped::StandsAt {
+        status: JobStatus::Pending,
+        frontier: None,
+    };
+    assert_eq!(skip(&database, message.id).await, stands_at);
 }

@@ -162,7 +162,11 @@ async fn ask(
         let began = Instant::now();
         let groups = reads.groups(None, 50).await?;
         asked.push((Question::Groups, began.elapsed()));
-        likeness = groups.first().map(|group| group.id.clone()).or(likeness);
+        likeness = groups
+            .groups
+            .first()
+            .map(|group| group.id.clone())
+            .or(likeness);
         let lists = lists(likeness.as_ref());
         for step in 0..lists.len() {
             let find = &lists[(round + step) % lists.len()];

@@ -1,20 +1,24 @@
 //! `cliquet dead retry`: parked messages go to the workers again.
 //!
-//! As with every retry the ledger is not written: the claim decides. The message is sent with the generation that the ledger
-//! has now, or it would be taken for a stale copy; where the ledger does not know the job, as it was parked.
+//! As with every retry nothing of the job is changed in the ledger: the claim decides. The message is sent with the generation
+//! that the ledger has now, or it would be taken for a stale copy; where the ledger does not know the job, as it was parked. Who
+//! did it is written down where the ledger knows the job; whoever may not is warned, since reading it is enough to send it.
 
 use std::{collections::HashMap, process::ExitCode};
 
 use clap::Args;
 use serde::Serialize;
 
+use sqlx::PgPool;
+
 use super::{Name, Wanted, closed, decoded, not_found};
 use crate::{
     broker::{DeadQueue, Letter, Parked, Publisher},
     job::{Fingerprint, Generation, JobId, JobMessage, JobStatus},
-    ledger::{Reads, message},
+    ledger::{By, Reads, message, record_retry},
     ops::{
         Desk,
+        acts::Operator,
         failure::Failure,
         output::note,
         send::{confirmed, publisher},
@@ -26,6 +30,9 @@ The message itself is sent, with its publisher's headers. Its job begins again
 at its first unfinished task, with attempts counted anew; a job that the ledger
 does not know begins at its first task. The parked message is taken away once
 RabbitMQ has confirmed the one that was sent.
+
+Who did it is written down in the job's history (`cliquet show`), if the role
+of DATABASE_URL may do that; a warning says if it may not.
 
 What would be parked again at once (no job, another job's id) is refused with
 the reason, and so is a job that is over or runs now. Refused messages stay.
@@ -39,6 +46,9 @@ Examples:
 pub(in crate::ops) struct Retry {
     #[command(flatten)]
     wanted: Wanted,
+
+    #[command(flatten)]
+    operator: Operator,
 }
 
 #[derive(Serialize)]
@@ -66,6 +76,9 @@ struct Work<'a> {
     desk: &'a mut Desk,
     reads: &'a Reads,
     publisher: Publisher,
+    by: By,
+    /// For writing down who did it; none once that has failed.
+    ledger: Option<PgPool>,
     /// The jobs whose message was sent.
     sent: HashMap<JobId, Fingerprint>,
     refused: u32,
@@ -83,10 +96,13 @@ impl Retry {
             .as_ref()
             .unwrap_or(&desk.config.queue);
         let publisher = publisher(&desk.config, &queue.clone(), 1).await?;
+        let ledger = desk.ledger().await?;
         let mut work = Work {
             desk: &mut desk,
             reads: &reads,
             publisher,
+            by: self.operator.by(None),
+            ledger: Some(ledger),
             sent: HashMap::new(),
             refused: 0,
             away: 0,
@@ -192,9 +208,23 @@ impl Work<'_> {
             )));
         }
         self.sent.insert(message.id, message.fingerprint);
+        if status.is_some() {
+            self.write_down(message.id).await;
+        }
         self.tell(&parked, "published", status, Some(generation), None)?;
         self.away += 1;
         Ok(dead.take_away(parked).await?)
+    }
+
+    /// What is sent cannot be taken back, so this is a warning, and one is enough.
+    async fn write_down(&mut self, id: JobId) {
+        let Some(ledger) = &self.ledger else { return };
+        if let Err(error) = record_retry(ledger, id, &self.by).await {
+            self.ledger = None;
+            note(format_args!(
+                "warning: job {id} is sent, but who did it could not be written down, and is not for the rest: {error}"
+            ));
+        }
     }
 
     fn tell(

@@ -144,7 +144,7 @@ impl Beside {
         let readers = Arc::new(Semaphore::new(READERS));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let app = Arc::new(App {
-            acts: Acts::new(config.clone(), database.pool("http acts", WRITERS)),
+            acts: Acts::new(config.clone(), database.lasting_pool("http acts", WRITERS)),
             live: Live::new(reads.clone(), readers.clone(), tasks.clone(), stop.clone()),
             broker: Depths::new(broker, topology, desk.identity()),
             groups: Kept::default(),

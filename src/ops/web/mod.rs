@@ -41,7 +41,7 @@ pub(super) use command::{Beside, HELP, Web};
 use super::acts::Acts;
 use crate::{
     config::Config,
-    ledger::{Group, LedgerError, Reads, WorkerView},
+    ledger::{Groups, LedgerError, Reads, WorkerView},
     telemetry::metrics::Exposition,
 };
 use auth::{Refusals, Sessions, Token};
@@ -70,7 +70,7 @@ struct App {
     /// RabbitMQ's queues.
     broker: Depths,
     /// Those of all queues.
-    groups: Kept<Vec<Group>>,
+    groups: Kept<Groups>,
     workers: Kept<Vec<WorkerView>>,
     token: Option<Token>,
     sessions: Sessions,
@@ -169,7 +169,7 @@ impl App {
     }
 
     /// The groups of like failures in all queues, the largest first.
-    async fn groups(&self) -> Result<Arc<Vec<Group>>, Problem> {
+    async fn groups(&self) -> Result<Arc<Groups>, Problem> {
         let read = self.read(|reads| async move { reads.groups(None, MOST_GROUPS).await });
         self.groups.or_read(read).await
     }

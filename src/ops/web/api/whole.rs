@@ -10,7 +10,7 @@ use super::{
     },
     asked::{Asked, Groups, OfQueue},
 };
-use crate::ledger::{Group, Overview, WorkerView};
+use crate::ledger::{self, Overview, WorkerView};
 
 /// How it goes
 ///
@@ -89,7 +89,7 @@ pub(super) async fn queues(State(app): State<Shared>) -> Result<Json<Vec<QueueDe
     tag = "the whole",
     params(Groups),
     responses(
-        (status = 200, description = "The groups", body = Vec<Group>),
+        (status = 200, description = "The groups", body = ledger::Groups),
         (status = 400, description = "The query is wrong", body = Wrong),
         (status = 401, description = "The token is missing", body = Wrong),
         (status = 503, description = "Postgres is away", body = Wrong),
@@ -98,11 +98,13 @@ pub(super) async fn queues(State(app): State<Shared>) -> Result<Json<Vec<QueueDe
 pub(super) async fn groups(
     State(app): State<Shared>,
     Asked(asked): Asked<Groups>,
-) -> Result<Json<Vec<Group>>, Problem> {
+) -> Result<Json<ledger::Groups>, Problem> {
     let (queue, limit) = asked.parts()?;
     let Some(queue) = queue else {
         let groups = app.groups().await?;
-        return Ok(Json(groups.iter().take(limit as usize).cloned().collect()));
+        let mut groups = (*groups).clone();
+        groups.groups.truncate(limit as usize);
+        return Ok(Json(groups));
     };
     let groups = app.read(|reads| async move { reads.groups(Some(&queue), limit).await });
     Ok(Json(groups.await?))

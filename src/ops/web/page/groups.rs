@@ -10,7 +10,7 @@ use super::{
     parts::{count, icon, job_link, number, query, short, time},
 };
 use crate::{
-    ledger::{Cursor, Group},
+    ledger::{Cursor, Group, Groups},
     ops::words::one_line,
 };
 
@@ -65,11 +65,12 @@ pub(super) fn line(group: &Group, now: DateTime<Utc>) -> Markup {
 
 /// Every group, the largest first, each with its acts.
 pub(super) fn groups(
-    groups: &[Group],
+    all: &Groups,
     most: u32,
     further: Option<&Further>,
     now: DateTime<Utc>,
 ) -> Markup {
+    let groups = &all.groups[..all.groups.len().min(most as usize)];
     html! {
         h1 { "Failures" }
         p.lead { "Jobs that are parked or wait for another attempt, grouped by where they failed and with what words. Numbers, ids and quoted parts do not count." }
@@ -79,6 +80,9 @@ pub(super) fn groups(
         @for group in groups { (card(group, further, now)) }
         @if groups.len() >= most as usize {
             p.muted { "These are the " (most) " largest groups; there may be more." }
+        }
+        @if all.partial {
+            p.muted { "There are more such jobs than are looked at: these numbers are of the newest." }
         }
     }
 }
@@ -195,9 +199,17 @@ mod tests {
             "{waiting}"
         );
         assert!(
-            groups(&[], 100, None, at(0))
-                .into_string()
-                .contains("Nothing fails.")
+            groups(
+                &Groups {
+                    groups: Vec::new(),
+                    partial: false
+                },
+                100,
+                None,
+                at(0)
+            )
+            .into_string()
+            .contains("Nothing fails.")
         );
     }
 

@@ -154,7 +154,7 @@ async fn overview_page(State(app): State<Shared>, visit: Visit) -> Result<Respon
         overview: overview?,
         depths,
         workers: workers?.to_vec(),
-        groups: groups?.iter().take(overview::FEW).cloned().collect(),
+        groups: groups?.groups.iter().take(overview::FEW).cloned().collect(),
     };
     let frame = Frame {
         events: Some("/api/v1/events"),
@@ -218,12 +218,11 @@ async fn groups_page(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let groups = app.groups().await?;
-    let groups = &groups[..groups.len().min(GROUPS as usize)];
     let further = groups::Further::read(query.as_deref());
     Ok(visit.view(
         &app,
         Frame::new("Failures", Place::Groups),
-        groups::groups(groups, GROUPS, further.as_ref(), now()),
+        groups::groups(&groups, GROUPS, further.as_ref(), now()),
     ))
 }
 

@@ -43,8 +43,9 @@ pub(super) fn overview(seen: &Seen, now: DateTime<Utc>) -> Markup {
             h2 #by-status .off { "Jobs by status" }
             ul.tiles {
                 @for status in JobStatus::ALL {
-                    @let jobs = overview.jobs.iter().find(|count| count.status == *status).map_or(0, |count| count.jobs);
-                    li { (tile(*status, jobs)) }
+                    @let found = overview.jobs.iter().find(|count| count.status == *status);
+                    @let (jobs, estimated) = found.map_or((0, false), |count| (count.jobs, count.estimated));
+                    li { (tile(*status, jobs, estimated)) }
                 }
             }
         }
@@ -129,7 +130,7 @@ fn sentence(seen: &Seen) -> String {
     text
 }
 
-fn tile(status: JobStatus, jobs: i64) -> Markup {
+fn tile(status: JobStatus, jobs: i64, estimated: bool) -> Markup {
     let word = status.as_str();
     let path = filter::path(
         &Find {
@@ -140,7 +141,7 @@ fn tile(status: JobStatus, jobs: i64) -> Markup {
     );
     html! {
         a.tile.{ "s-" (word) } .none[jobs == 0] href=(path) {
-            strong { (number(jobs)) }
+            strong { @if estimated { "about " } (number(jobs)) }
             span.word { (icon(word)) (word) }
         }
     }
@@ -258,11 +259,12 @@ mod tests {
         seen.overview.jobs = vec![StatusCount {
             status: JobStatus::Failed,
             jobs: 12_345,
+            estimated: true,
         }];
         seen.depths = Err("RabbitMQ is away <since noon>".to_owned());
         let shown = overview(&seen, at(0)).into_string();
         assert!(
-            shown.contains("RabbitMQ is away &lt;since noon&gt;") && shown.contains("12,345"),
+            shown.contains("RabbitMQ is away &lt;since noon&gt;") && shown.contains("about 12,345"),
             "{shown}"
         );
         assert!(shown.contains("12,345 jobs are parked."), "{shown}");
