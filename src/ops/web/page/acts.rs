@@ -232,6 +232,7 @@ mod tests {
             status: None,
             generation: None,
             error: error.map(str::to_owned),
+            everywhere: false,
         }
     }
 
