@@ -101,7 +101,8 @@ async fn a_task_is_skipped_with_a_reason_that_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_cancelled_and_what_came_of_it_has_the_focus() {
-    let stage = Stage::new().await;
+    // What is to be tried again in ten minutes waits for that long.
+    let stage = Stage::with_ladder(&["200ms", "600s"]).await;
     let worker = stage.worker();
     let job = stage.publish("a:ok b:after:600000 c:ok").await;
     stage.reaches(job, "RETRYING").await;
@@ -125,6 +126,13 @@ async fn a_job_is_cancelled_and_what_came_of_it_has_the_focus() {
     assert_eq!(left, 0, "a job that is over offers acts");
     browser.close().await;
     worker.stop().await;
+}
+
+/// The id of the first group on the page.
+async fn the_group(site: &Site) -> String {
+    let shown = site.web.client.get("/groups").await;
+    let (_, rest) = shown.with(200).split_once("id=\"group-").unwrap();
+    rest.split('"').next().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,7 +187,8 @@ async fn a_group_of_like_failures_is_retried_at_one_press() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn those_of_a_group_that_still_wait_are_cancelled_and_only_with_a_reason() {
-    let stage = Stage::new().await;
+    // What is to be tried again in ten minutes waits for that long.
+    let stage = Stage::with_ladder(&["200ms", "600s"]).await;
     let worker = stage.worker();
     let mut jobs = Vec::new();
     for _ in 0..3 {
@@ -189,9 +198,7 @@ async fn those_of_a_group_that_still_wait_are_cancelled_and_only_with_a_reason()
         stage.reaches(*job, "RETRYING").await;
     }
     let site = Site::on(&stage).await;
-    let groups = site.web.client.get("/api/v1/groups").await.json(200);
-    let id = groups[0]["id"].as_str().unwrap();
-    let act = format!("/groups/{id}/cancel");
+    let act = format!("/groups/{}/cancel", the_group(&site).await);
     // Whatever a browser does not ask for, the server does.
     let without = site.web.client.form(&act, &[("reason", " ")]).await;
     let flash = without.header("set-cookie").unwrap();
@@ -232,8 +239,7 @@ async fn a_press_goes_on_behind_the_place_where_the_last_one_ended() {
     let client = &site.web.client;
     let first = client.get("/api/v1/jobs?limit=1").await.json(200);
     let newest = first["jobs"][0]["id"].as_str().unwrap();
-    let groups = client.get("/api/v1/groups").await.json(200);
-    let id = groups[0]["id"].as_str().unwrap();
+    let id = the_group(&site).await;
     let after = first["next"].as_str().unwrap();
     let shown = client
         .get(&format!("/groups?group={id}&act=retry&after={after}"))

@@ -21,7 +21,7 @@
     foot.classList.toggle("stale", trouble !== "");
     const seconds = Math.round((Date.now() - seen) / 1000);
     age.hidden = !trouble;
-    age.textContent = `as of ${new Date(seen).toISOString().slice(11, 19)} UTC, ${seconds} s ago`;
+    age.textContent = trouble && `as of ${new Date(seen).toISOString().slice(11, 19)} UTC, ${seconds} s ago`;
   };
   setInterval(() => { if (trouble) say(); }, 1000);
 
