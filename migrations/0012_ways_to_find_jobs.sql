@@ -16,7 +16,7 @@ CREATE INDEX IF NOT EXISTS jobs_pending ON cliquet.jobs (created_at, id) WHERE e
 
 DO $$
 DECLARE
-    broken text := (SELECT string_agg(indexrelid::regclass::text, ', ') FROM pg_index
+    broken text := (SELECT string_agg('cliquet.' || relname, ', ') FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
                      WHERE indrelid = 'cliquet.jobs'::regclass AND NOT (indisvalid AND indisready));
 BEGIN
     IF broken IS NOT NULL THEN
