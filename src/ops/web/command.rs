@@ -157,6 +157,7 @@ impl Beside {
             readiness,
             metrics,
             address,
+            database,
             readers,
             bulk: Arc::new(Semaphore::new(1)),
             tasks,

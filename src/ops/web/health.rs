@@ -77,7 +77,10 @@ async fn ask(app: &Shared, told_already: bool) -> Result<(), String> {
         Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
     };
     if !told_already {
-        warn!(error = reason, "not ready: Postgres does not answer");
+        warn!(
+            database = %app.database, error = reason,
+            "not ready: Postgres does not answer"
+        );
     }
     Err("Postgres does not answer".to_owned())
 }

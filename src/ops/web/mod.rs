@@ -41,7 +41,7 @@ pub(super) use command::{Beside, HELP, Web};
 use super::acts::Acts;
 use crate::{
     config::Config,
-    ledger::{Groups, LedgerError, Reads, WorkerView},
+    ledger::{Groups, LedgerAddress, LedgerError, Reads, WorkerView},
     telemetry::metrics::Exposition,
 };
 use auth::{Refusals, Sessions, Token};
@@ -79,6 +79,8 @@ struct App {
     metrics: Exposition,
     /// Where it listens.
     address: SocketAddr,
+    /// The ledger's address, for the log.
+    database: LedgerAddress,
     readers: Arc<Semaphore>,
     /// One act on many jobs at a time.
     bulk: Arc<Semaphore>,
