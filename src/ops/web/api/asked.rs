@@ -288,7 +288,7 @@ pub(super) struct Listing {
     /// Created before this time.
     until: Option<DateTime<Utc>>,
     /// Go on behind this place: the `next` of the page before.
-    #[param(value_type = Option<String>, pattern = "^000[0-9a-f]{45}$")]
+    #[param(value_type = Option<String>, pattern = "^(000[0-9a-f]{45})?$")]
     after: Option<String>,
     /// At most so many jobs; 50, if it is not said.
     #[param(minimum = 1, maximum = 500)]
