@@ -1,18 +1,16 @@
--- Ways to the jobs that people look for: what was given up, what waits after a failure, what waits for a worker. Among
--- millions that ended well they are few, and without these each list of them would read all the others.
+-- The way to the jobs that people look for: what was given up, what waits after a failure, what waits for a worker. Among
+-- millions that ended well they are few, and without it each list of them would read all the others.
 --
--- No index mentions `status`, which the hot path updates. A job has an error exactly while it is FAILED, RETRYING or
+-- It does not mention `status`, which the hot path updates. A job has an error exactly while it is FAILED, RETRYING or
 -- CANCELLED, and is due exactly while it is PENDING or RETRYING; a job that never fails has neither, from its admission to its
--- end, so it is in none of these and its updates stay heap-only.
+-- end, so it is never entered and its updates stay heap-only. One index for three lists: every insert of a job looks at each.
 --
--- All three are made in one transaction, each by a read of the whole table, and workers' writes wait until it ends: some
--- seconds for a million jobs. Where there are far more, make them before with CREATE INDEX CONCURRENTLY, under the same names:
--- then this makes nothing. What such a command leaves behind when it fails would be taken for an index and is used by nobody, so
--- that this refuses it.
+-- It is made by a read of the whole table, and workers' writes wait until that ends: some seconds for a million jobs. Where
+-- there are far more, make it before with CREATE INDEX CONCURRENTLY, under the same name: then this makes nothing. What such
+-- a command leaves behind when it fails would be taken for an index and is used by nobody, so that this refuses it.
 
-CREATE INDEX IF NOT EXISTS jobs_given_up ON cliquet.jobs (created_at, id) WHERE error IS NOT NULL AND next_attempt_at IS NULL;
-CREATE INDEX IF NOT EXISTS jobs_retrying ON cliquet.jobs (created_at, id) WHERE error IS NOT NULL AND next_attempt_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS jobs_pending ON cliquet.jobs (created_at, id) WHERE error IS NULL AND next_attempt_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_looked_for ON cliquet.jobs ((num_nonnulls(error)), (num_nonnulls(next_attempt_at)), created_at, id)
+ WHERE num_nonnulls(error, next_attempt_at) > 0;
 
 DO $$
 DECLARE

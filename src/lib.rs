@@ -163,7 +163,7 @@
 //! task and the end of that claim in one commit, only while nobody holds the job. Each act leaves an *intervention* with who did
 //! it and why (`cliquet.interventions`); a skip and a cancel in the same commit, a retry when its copy is confirmed. What workers
 //! do is told with their heartbeats (`cliquet.activity`, one row a worker and minute), and the lists that people ask for have
-//! partial indexes in which a job that never fails is never entered: neither costs the hot path anything. *The worker comes
+//! a partial index in which a job that never fails is never entered: neither costs the hot path anything. *The worker comes
 //! first*: whoever looks has connections of his own, read-only and with 5 s for a statement, one reading serves everybody who
 //! watches, and what many look at stands for a second or as many times as long as it took. HTTP is for this machine, or for
 //! whoever has the token: there are no users, and the name of an operator is a note for colleagues. The page is rendered here, by
@@ -202,6 +202,7 @@
 //! | a claim raises the epoch on all tasks left | on the frontier only | nobody can write another task; a retry of 10,000 tasks costs one row |
 //! | each heartbeat asks the ledger what it holds | it releases what this process knows it lost | an index on `holder` would make every job's end a cold update |
 //! | indexes by status and holder | partial indexes on `next_attempt_at` and `sent` | the hot path then touches no indexed column, not even in a predicate |
+//! | an index by age | one that says `total > 0`, which is always true | no write can be planned with it: where Postgres took the table for empty, it looked ids up in it, and read it whole for each |
 //! | a foreign key from tasks to jobs | none | both are written by one statement; the key check would lock the job's row once more for every task |
 //! | `payload` and `result` as `jsonb` | `json` | kept to the letter, so a message rebuilt from the ledger has the same fingerprint, and any number fits |
 //! | [`task`] below [`ledger`] | above it | a handler's context lends the ledger's transaction |
@@ -216,7 +217,7 @@
 //! | any failures in a row brake a handler | those of more than one job | a job that always fails would hold up its handler, and never be parked |
 //! | tasks start as soon as the lost lock is taken again | once the beat after it has told which runs are lost; a claim that was answered in a later session is handed back | a worker that had been cut off while the answer to its commit or its claim was on the way began a task that others had done |
 //! | pauses of up to 5 s between attempts to reach a service | 1 s, and an attempt that takes longer is overtaken by another | workers slept while the broker was back; the client does not notice a broker that goes away in its greeting |
-//! | a list reads the newest jobs until it has found enough | it walks along small partial indexes that only jobs in trouble are in, and stops after some thousand rows | what people look for is rare: one FAILED among a million SUCCESS |
+//! | a list reads the newest jobs until it has found enough | it walks along a small partial index that only jobs in trouble are in, and stops after some thousand rows | what people look for is rare: one FAILED among a million SUCCESS |
 //! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
 //!
 //! # Speed

@@ -1,7 +1,7 @@
 //! Which jobs: a list by any filter, newest first, a page at a time, that answers quickly among millions of jobs.
 //!
 //! Almost all jobs are SUCCESS, and people look for the others. So a list is put together from *ways*, of which each is an
-//! index in the order of the list: what was given up, what retries, what is pending, what is held, or everything by age. Only
+//! part of an index in the order of the list: what was given up, what retries, what is pending, what is held, or all by age. Only
 //! the ways that can have what is asked for are walked along. What a way has no index for (kind, queue, handler, words) is
 //! looked at row by row, and never at more than [`Path::look`] rows: a search that ends there says so, and its cursor goes on.
 //!
@@ -124,9 +124,15 @@ pub struct Found {
     pub partial: bool,
 }
 
+macro_rules! looked_for {
+    ($sort:literal) => {
+        concat!($sort, " AND num_nonnulls(error, next_attempt_at) > 0")
+    };
+}
+
 /// One way to jobs, in the order of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
+pub(super) enum Path {
     Age,
     GivenUp,
     Retrying,
@@ -144,12 +150,18 @@ struct Walked {
 
 impl Path {
     /// What the jobs on it have in common, in the words of its index.
-    fn condition(self) -> &'static str {
+    pub(super) fn condition(self) -> &'static str {
         match self {
-            Path::Age | Path::Held => "true",
-            Path::GivenUp => "error IS NOT NULL AND next_attempt_at IS NULL",
-            Path::Retrying => "error IS NOT NULL AND next_attempt_at IS NOT NULL",
-            Path::Pending => "error IS NULL AND next_attempt_at IS NOT NULL",
+            Path::Age | Path::Held => "total > 0",
+            Path::GivenUp => {
+                looked_for!("num_nonnulls(error) = 1 AND num_nonnulls(next_attempt_at) = 0")
+            }
+            Path::Retrying => {
+                looked_for!("num_nonnulls(error) = 1 AND num_nonnulls(next_attempt_at) = 1")
+            }
+            Path::Pending => {
+                looked_for!("num_nonnulls(error) = 0 AND num_nonnulls(next_attempt_at) = 1")
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::{
     LedgerError,
-    find::FRONTIER,
+    find::{FRONTIER, Path},
     likeness::{group_id, likeness},
     read::{Reads, unusable, word},
 };
@@ -56,15 +56,16 @@ pub struct Group {
 }
 
 /// The jobs of one sort, the newest first, by its own index.
-fn newest(condition: &str) -> String {
+fn newest(sort: Path) -> String {
     format!(
         "SELECT id, status, queue, error, created_at, finished_at, total FROM cliquet.jobs
-          WHERE error IS NOT NULL AND {condition} ORDER BY created_at DESC, id DESC"
+          WHERE {} ORDER BY created_at DESC, id DESC",
+        sort.condition()
     )
 }
 
 /// Those of them that are stuck. What is CANCELLED lies among what was given up, and is left out.
-fn stuck(condition: &str) -> String {
+fn stuck(sort: Path) -> String {
     format!(
         "SELECT j.id, j.status::text, left(j.error, 1000) AS error, t.handler,
                 coalesce(t.finished_at, j.finished_at, j.created_at) AS latest
@@ -72,13 +73,13 @@ fn stuck(condition: &str) -> String {
                   WHERE looked_at.status IN ('FAILED', 'RETRYING') AND ($1::text IS NULL OR looked_at.queue = $1)
                   ORDER BY looked_at.created_at DESC, looked_at.id DESC LIMIT $2 + 1) j
            LEFT JOIN LATERAL ({FRONTIER}) t ON true",
-        newest(condition),
+        newest(sort),
     )
 }
 
 /// Whether there are more than are looked at.
-fn more(condition: &str) -> String {
-    format!("SELECT EXISTS ({} OFFSET $1 LIMIT 1)", newest(condition))
+fn more(sort: Path) -> String {
+    format!("SELECT EXISTS ({} OFFSET $1 LIMIT 1)", newest(sort))
 }
 
 impl Reads {
@@ -94,7 +95,7 @@ impl Reads {
 
     async fn grouped(&self, queue: Option<&str>, limit: u32) -> Result<Groups, sqlx::Error> {
         let (mut rows, mut partial) = (Vec::new(), false);
-        for sort in ["next_attempt_at IS NULL", "next_attempt_at IS NOT NULL"] {
+        for sort in [Path::GivenUp, Path::Retrying] {
             let mut of_sort = sqlx::query(sqlx::AssertSqlSafe(stuck(sort)))
                 .bind(queue)
                 .bind(MOST)

@@ -471,7 +471,7 @@ impl Lane {
                 .writer_options(&format!("{} lane {}", self.holder.name, self.number));
             let connecting = timeout(
                 Duration::from_secs(10),
-                PgConnection::connect_with(&options),
+                Box::pin(PgConnection::connect_with(&options)),
             );
             self.connection = Some(connecting.await.map_err(|_| sqlx::Error::PoolTimedOut)??);
             if std::mem::take(&mut self.broken) {

@@ -156,13 +156,13 @@ fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 const OTHERS: &str = r"
-SELECT (SELECT count(*) FROM cliquet.jobs WHERE error IS NULL AND next_attempt_at IS NOT NULL AND (queue = $1 OR $1 IS NULL)) AS pending,
-       (SELECT count(*) FROM cliquet.jobs WHERE error IS NOT NULL AND next_attempt_at IS NOT NULL AND (queue = $1 OR $1 IS NULL)) AS retrying,
+SELECT other.*,
        (SELECT coalesce(sum(in_hand), 0)::int8 FROM cliquet.workers
          WHERE (cleared_at IS NULL OR cleared_at < seen_at) AND (queue = $1 OR $1 IS NULL)) AS processing,
-       ended.failed, ended.cancelled, statement_timestamp() AS as_of
-  FROM (SELECT count(*) FILTER (WHERE status = 'FAILED') AS failed, count(*) FILTER (WHERE status = 'CANCELLED') AS cancelled
-          FROM cliquet.jobs WHERE error IS NOT NULL AND next_attempt_at IS NULL AND (queue = $1 OR $1 IS NULL)) ended";
+       statement_timestamp() AS as_of
+  FROM (SELECT count(*) FILTER (WHERE status = 'PENDING') AS pending, count(*) FILTER (WHERE status = 'RETRYING') AS retrying,
+               count(*) FILTER (WHERE status = 'FAILED') AS failed, count(*) FILTER (WHERE status = 'CANCELLED') AS cancelled
+          FROM cliquet.jobs WHERE num_nonnulls(error, next_attempt_at) > 0 AND (queue = $1 OR $1 IS NULL)) other";
 
 /// One process reads it from its beginning to its end; an index would take it row by row, and several would take the processors.
 const WHOLE_TABLE: &str =

@@ -3,7 +3,7 @@
 //! A job that is deleted is unknown: should a copy of its message still lie somewhere, it would run anew, from its first task.
 //! Hence [`LEAST_AGE`]: everything that is under way by itself has arrived by then.
 //!
-//! One pass walks along the index `jobs_by_age`, from the oldest job to those that are too young, and remembers where it is, so
+//! One pass walks along the index `jobs_newest`, from the oldest job to those that are too young, and remembers where it is, so
 //! that no row is looked at twice, whatever it keeps. Each batch is a transaction of its own.
 //!
 //! | a crash | means |
@@ -41,7 +41,7 @@ SELECT id, created_at, total, status::text AS status,
        status = ANY ($1::text[]::cliquet.job_status[]) AND finished_at < $2 AND (queue = $3 OR $3 IS NULL)
            AND (status <> 'FAILED' OR sent >= generation) AS old
   FROM cliquet.jobs
- WHERE created_at < $2
+ WHERE total > 0 AND created_at < $2
    AND (created_at, id) > (coalesce($4, '-infinity'), coalesce($5, '00000000-0000-0000-0000-000000000000'::uuid))
  ORDER BY created_at, id LIMIT $6";
 

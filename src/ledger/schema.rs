@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 12] = [
+const MIGRATIONS: [(i64, &str, &str); 13] = [
     (
         1,
         "jobs and tasks",
@@ -73,6 +73,11 @@ const MIGRATIONS: [(i64, &str, &str); 12] = [
         12,
         "ways to find jobs",
         include_str!("../../migrations/0012_ways_to_find_jobs.sql"),
+    ),
+    (
+        13,
+        "only one way to write",
+        include_str!("../../migrations/0013_only_one_way_to_write.sql"),
     ),
 ];
 

@@ -156,7 +156,7 @@ impl Sessions {
         let pauses = RetryPolicy::reconnecting(LONGEST_PAUSE);
         let mut failures = 0;
         let connection = loop {
-            let error = match timeout(NO_ANSWER, self.connect()).await {
+            let error = match timeout(NO_ANSWER, Box::pin(self.connect())).await {
                 Ok(Ok(connection)) => break connection,
                 Ok(Err(error)) if !passes(&error) => return Err(error),
                 Ok(Err(error)) => sentence(&error),

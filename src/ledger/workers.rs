@@ -88,7 +88,7 @@ const RUNNING: &str = r"
 WITH candidate AS (
     SELECT unnest(worker.running[1:100]) AS id FROM cliquet.workers worker WHERE worker.id = ANY ($1)
     UNION
-    SELECT newest.id FROM (SELECT id, holder FROM cliquet.jobs ORDER BY created_at DESC, id DESC LIMIT 500) newest
+    SELECT newest.id FROM (SELECT id, holder FROM cliquet.jobs WHERE total > 0 ORDER BY created_at DESC, id DESC LIMIT 500) newest
      WHERE newest.holder IS NOT NULL
 )
 SELECT j.holder, j.id, j.kind, t.position, t.label, t.started_at

@@ -48,7 +48,8 @@ pub(super) async fn commit(
         Committed::No(sentence) => Err(TaskError::retry(format!(
             "the task's transaction could not be committed, nothing of it is kept: {sentence}"
         ))),
-        Committed::Unknown(sentence) => crew.ledger.fate(stand).await.ok_or_else(|| {
+        // Boxed: it is rare, and larger than all that every task needs.
+        Committed::Unknown(sentence) => Box::pin(crew.ledger.fate(stand)).await.ok_or_else(|| {
             TaskError::retry(format!("the connection to Postgres died before the task's transaction was committed: {sentence}"))
         }),
     }

@@ -9,7 +9,7 @@
 //!
 //! What each answer means stands in the crate documentation's table; what follows from it in [`settlement`](super::settlement).
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 use tracing::{Instrument, Span, debug, info, warn};
@@ -40,7 +40,10 @@ const LOCK_MAY_FALL: [Duration; 3] = [
 /// Takes a delivery to its end, which is counted.
 pub(super) async fn handle(crew: Arc<Crew>, delivery: Delivery) {
     let span = crew.tracing.process(&crew.config.queue, &delivery);
-    let end = take(&crew, delivery, &span).instrument(span.clone()).await;
+    // Pinned: otherwise all of it is moved into the span.
+    let end = pin!(take(&crew, delivery, &span))
+        .instrument(span.clone())
+        .await;
     crew.metrics.delivery(end);
     traces::ended(&span, end.as_str());
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{brake::Brakes, in_hand::InHand, settlement::give_back};
@@ -22,6 +22,7 @@ pub(super) async fn beat(
     ledger: Ledger,
     mut presence: Presence,
     every: Duration,
+    beside: TaskTracker,
     stop: CancellationToken,
 ) {
     loop {
@@ -38,7 +39,7 @@ pub(super) async fn beat(
         for orphan in in_hand.orphans() {
             warn!(job.id = %orphan.job, "a run ended without an outcome; its job is released");
             let ledger = ledger.clone();
-            tokio::spawn(async move {
+            beside.spawn(async move {
                 let _ = ledger.release(orphan.job, orphan.epoch).await;
                 if let Some(delivery) = orphan.delivery {
                     let _ = give_back(&delivery).await;
@@ -46,7 +47,7 @@ pub(super) async fn beat(
             });
         }
         let tidied = ledger.clone();
-        tokio::spawn(async move { tidied.tidy().await });
+        beside.spawn(async move { tidied.tidy().await });
         tokio::select! {
             () = sleep(every) => {}
             () = stop.cancelled() => break,

@@ -22,7 +22,6 @@ use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_util::{
@@ -102,15 +101,31 @@ impl Worker {
     /// # Errors
     /// [`WorkerError`], when it cannot begin. Services that are away are waited for.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
+        let beside = TaskTracker::new();
+        let ended = self.work(stop, &beside).await;
+        // All of it has been asked to end. A runtime that ends first makes sqlx panic where a session is being opened.
+        beside.close();
+        let _ = timeout(Duration::from_secs(3), beside.wait()).await;
+        if ended.is_ok() {
+            info!("stopped");
+        }
+        ended
+    }
+
+    /// What goes on `beside` the deliveries ends soon afterwards.
+    async fn work(
+        self,
+        stop: impl Future<Output = ()>,
+        beside: &TaskTracker,
+    ) -> Result<(), WorkerError> {
         let mut stop = pin!(stop);
         let begun = tokio::select! {
-            begun = self.begin() => begun?,
+            begun = self.begin(beside) => begun?,
             () = &mut stop => return Ok(()),
         };
         let Begun {
             crew,
             consumer,
-            heartbeat,
             beating,
         } = begun;
         let reconciler = tokio::spawn(reconcile::reconcile(crew.clone(), crew.drain.clone()));
@@ -150,14 +165,12 @@ impl Worker {
         }
         let _ = timeout(Duration::from_secs(1), reconciler).await;
         drop(beating);
-        let _ = timeout(Duration::from_secs(3), heartbeat).await;
         let _ = timeout(Duration::from_secs(3), consumer.close()).await;
         let _ = timeout(Duration::from_secs(3), crew.publisher.close()).await;
-        info!("stopped");
         Ok(())
     }
 
-    async fn begin(self) -> Result<Begun, WorkerError> {
+    async fn begin(self, beside: &TaskTracker) -> Result<Begun, WorkerError> {
         let Self {
             config,
             amqp,
@@ -198,15 +211,16 @@ impl Worker {
         );
         let brakes = Brakes::new(&registry, &config, &metrics);
         let beating = stop.clone().drop_guard();
-        let heartbeat = tokio::spawn(heartbeat::beat(
+        beside.spawn(heartbeat::beat(
             in_hand.clone(),
             brakes.clone(),
             ledger.clone(),
             presence,
             config.heartbeat,
+            beside.clone(),
             stop.clone(),
         ));
-        tokio::spawn(heartbeat::look_for_the_oldest(
+        beside.spawn(heartbeat::look_for_the_oldest(
             ledger.clone(),
             metrics.clone(),
             config.heartbeat,
@@ -255,7 +269,6 @@ impl Worker {
         Ok(Begun {
             crew,
             consumer,
-            heartbeat,
             beating,
         })
     }
@@ -264,7 +277,6 @@ impl Worker {
 struct Begun {
     crew: Arc<Crew>,
     consumer: Consumer,
-    heartbeat: JoinHandle<()>,
     /// The heartbeat ends, with a goodbye, when this is dropped.
     beating: DropGuard,
 }

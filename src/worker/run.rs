@@ -1,6 +1,6 @@
 //! One run of a job: task after task, from the first that is not SUCCESS, until the first failure or the end.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use tracing::{Instrument, info_span, warn};
 
@@ -85,14 +85,15 @@ pub(super) async fn run(
         let span = traced.or_else(|| info_span!(
             "task", job.id = %stand.job, task.position = stand.position, task.handler = spec.handler, task.attempt = stand.attempt
         ));
-        let ended = attempt(
+        // Pinned, here and below: otherwise all of it is moved into its span.
+        let ended = pin!(attempt(
             crew,
             &job,
             spec,
             stand.position,
             stand.attempt,
             run.cancellation(),
-        )
+        ))
         .instrument(span)
         .await;
         go.ran();
@@ -114,7 +115,7 @@ pub(super) async fn run(
             }
             false => Next::Task,
         };
-        let committed = commit(crew, stand, result.clone(), transaction, next)
+        let committed = pin!(commit(crew, stand, result.clone(), transaction, next))
             .instrument(traced.span())
             .await;
         match committed {

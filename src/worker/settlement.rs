@@ -243,7 +243,8 @@ impl Settlement {
         let settled = match self {
             Settlement::Acknowledge => delivery.acknowledge().await,
             Settlement::Requeue => give_back(&delivery).await,
-            Settlement::Replace(copy) => match send(crew, &delivery, &copy).await {
+            // Boxed: most deliveries need no copy, and what sends one is larger than all that they need.
+            Settlement::Replace(copy) => match Box::pin(send(crew, &delivery, &copy)).await {
                 Ok(()) => {
                     if let Some(parked) = &copy.parked {
                         crew.metrics.parked(parked.reason);

@@ -101,7 +101,7 @@ async fn a_migration_that_would_keep_workers_from_a_table_gives_up_and_says_so()
 #[tokio::test]
 async fn an_index_that_is_invalid_is_not_taken_for_one() {
     let database = Database::new().await;
-    let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'cliquet.jobs_retrying'::regclass";
+    let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'cliquet.jobs_looked_for'::regclass";
     database
         .run(&format!(
             "DELETE FROM cliquet.migrations WHERE version = 12; {broken}"
@@ -109,12 +109,12 @@ async fn an_index_that_is_invalid_is_not_taken_for_one() {
         .await;
     match migrate(&database.address).await {
         Err(LedgerError::Schema(sentence)) => assert!(
-            sentence.contains("cliquet.jobs_retrying") && sentence.contains("DROP INDEX"),
+            sentence.contains("cliquet.jobs_looked_for") && sentence.contains("DROP INDEX"),
             "{sentence}"
         ),
         other => panic!("{other:?}"),
     }
-    database.run("DROP INDEX cliquet.jobs_retrying").await;
+    database.run("DROP INDEX cliquet.jobs_looked_for").await;
     migrate(&database.address).await.unwrap();
     check(&database.address).await.unwrap();
 }
