@@ -4,8 +4,8 @@
 //! arguments of all others, its rows lie among everybody's rows. What is told (`report`) is counted in the ledger by the
 //! database's clock, or seen by a reader that asks for it.
 
+mod browsers;
 mod load;
-mod readers;
 mod report;
 mod worker;
 
@@ -19,8 +19,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    browsers::{Browsers, Looks},
     load::Jobs,
-    readers::{Answers, Readers},
     report::Report,
     worker::Hired,
 };
@@ -48,7 +48,7 @@ Examples:
   cliquet bench --concurrency 256 --jobs 50000
   cliquet bench --handler transaction --json | jq .tasks_per_second
   cliquet bench --jobs 0 --rate 500 --rate-seconds 60
-  cliquet bench --history 5000000 --readers 10      how long lists take, and cost"#;
+  cliquet bench --history 5000000 --browsers 10     how long pages take, and cost"#;
 
 /// What every benchmark's queue begins with: nothing else is ever removed.
 const QUEUE: &str = "cliquet.bench";
@@ -86,12 +86,12 @@ pub(super) struct Bench {
     /// Finished tasks that lie in the ledger already; they are made first, and removed at the end
     #[arg(long, default_value_t = 0, value_name = "TASKS", value_parser = clap::value_parser!(u32).range(0..=100_000_000))]
     history: u32,
-    /// People who look at lists and jobs while the backlog is worked through a second time
+    /// Browsers that have the page of `cliquet web` open while the backlog is worked through twice more, between two runs without
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=200))]
-    readers: u32,
-    /// The pause of each after each answer
-    #[arg(long, default_value = "500ms", value_name = "DURATION", value_parser = humantime::parse_duration)]
-    read_every: Duration,
+    browsers: u32,
+    /// How long people look at a page before they click
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    click_every: Duration,
     /// Uses queues and rows of this name, beside another benchmark
     #[arg(long, value_name = "NAME", value_parser = name)]
     name: Option<String>,
@@ -203,17 +203,25 @@ impl Bench {
         stop: &CancellationToken,
     ) -> Result<Report, Failure> {
         let (mut report, _) = self.measure(desk, topology, ground, first, 0, stop).await?;
-        if self.readers > 0 && self.jobs > 0 {
-            // The first backlog is out of the way of the second one's counts.
+        if self.browsers > 0 && self.jobs > 0 {
             let again = Self {
                 rate: 0,
                 ..self.clone()
             };
-            let second = JobId::new();
-            let (watched, answers) = again
-                .measure(desk, topology, ground, second, self.readers, stop)
-                .await?;
-            report.watched(self.readers, watched, answers.unwrap_or_default());
+            let (mut watched, mut alone) = (Vec::new(), Vec::new());
+            // In the middle, so that what changes from one run to the next is on both sides.
+            for browsers in [self.browsers, self.browsers, 0] {
+                // What was before is out of the way of its counts.
+                let first = JobId::new();
+                let measured = again
+                    .measure(desk, topology, ground, first, browsers, stop)
+                    .await?;
+                match browsers {
+                    0 => alone.push(measured.0),
+                    _ => watched.push(measured),
+                }
+            }
+            report.watched(self.browsers, alone, watched);
         }
         Ok(report)
     }
@@ -224,9 +232,9 @@ impl Bench {
         topology: &Topology,
         ground: &mut ledger::Bench,
         first: JobId,
-        readers: u32,
+        browsers: u32,
         stop: &CancellationToken,
-    ) -> Result<(Report, Option<Answers>), Failure> {
+    ) -> Result<(Report, Looks), Failure> {
         let jobs = Jobs::new(self.tasks, self.payload_bytes, self.handler)?;
         topology.declare(&desk.broker()?, &desk.identity()).await?;
         if self.handler == Does::Transaction {
@@ -250,21 +258,17 @@ impl Bench {
         load::backlog(&publisher, &jobs, self.jobs, stop).await?;
         let mut report = Report::new(self, &desk.config);
         let mut hired = Hired::start(desk, self.handler)?;
-        let mut answers = None;
+        let mut looks = Looks::new();
         let worked = async {
-            let readers = match readers {
+            let browsers = match browsers {
                 0 => None,
-                readers => Some(Readers::start(
-                    &desk.reads().await?,
-                    readers,
-                    self.read_every,
-                )),
+                browsers => Some(Browsers::start(desk, browsers, self.click_every).await?),
             };
             hired.ready(desk, topology, stop).await?;
             if self.jobs > 0 {
                 self.progress(&mut hired, ground, first, stop).await?;
-                if let Some(readers) = readers {
-                    answers = Some(readers.answers().await?);
+                if let Some(browsers) = browsers {
+                    looks = browsers.looks().await?;
                 }
                 let ended = hired.counts()?;
                 let audit = ground.audit(first).await?;
@@ -296,7 +300,7 @@ impl Bench {
         publisher.close().await;
         report.end(&ended, ground.audit(first).await?, waiting);
         report.updates(before, ground.updates_of_tasks().await?);
-        Ok((report, answers))
+        Ok((report, looks))
     }
 
     /// Follows the worker until every job of the backlog is SUCCESS.

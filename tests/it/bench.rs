@@ -67,7 +67,7 @@ async fn leavings(stage: &Stage, name: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_benchmark_with_readers_tells_what_they_cost_and_how_long_they_wait() {
+async fn a_benchmark_with_browsers_tells_what_they_cost_and_how_long_pages_take() {
     let (stage, name) = (Stage::new().await, name());
     let binary = Binary::on(&stage, "");
     let arguments = [
@@ -79,9 +79,9 @@ async fn a_benchmark_with_readers_tells_what_they_cost_and_how_long_they_wait() 
         "0",
         "--history",
         "5000",
-        "--readers",
+        "--browsers",
         "2",
-        "--read-every",
+        "--click-every",
         "10ms",
     ];
     let report = bench(&binary, &arguments).await;

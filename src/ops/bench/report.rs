@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Bench, Does, readers::Answers, worker::Counts};
+use super::{
+    Bench, Does,
+    browsers::{Answers, Looks},
+    worker::Counts,
+};
 use crate::{
     config::Config,
     ledger::{Audit, Updates},
@@ -55,12 +59,12 @@ struct Latency {
     jobs: usize,
 }
 
-/// What readers cost, and how long they wait.
+/// What browsers cost, and how long their pages take.
 #[derive(Debug, Serialize)]
 struct Watched {
-    readers: u32,
+    browsers: u32,
     tasks_per_second: Option<f64>,
-    /// Beside the throughput without them: 0.97 is 3 % less.
+    /// Beside the throughput before and after them: 0.97 is 3 % less.
     ratio: Option<f64>,
     #[serde(flatten)]
     answers: Answers,
@@ -140,17 +144,28 @@ impl Report {
         self.dead_rows = after.dead_rows;
     }
 
-    /// The same backlog was worked through once more, while so many people looked.
-    pub(super) fn watched(&mut self, readers: u32, again: Self, answers: Answers) {
-        self.verified &= again.verified;
-        self.wrong.extend(again.wrong);
-        let ratio = again.tasks_per_second.zip(self.tasks_per_second);
+    /// The same backlog was worked through again: without any browser, and while so many looked.
+    pub(super) fn watched(&mut self, browsers: u32, alone: Vec<Self>, watched: Vec<(Self, Looks)>) {
+        let (with, looks): (Vec<_>, Vec<_>) = watched.into_iter().unzip();
+        // All have the same number of tasks: the mean of the time that each takes.
+        let rate = |runs: &[&Self]| {
+            let taken = runs
+                .iter()
+                .filter_map(|run| run.tasks_per_second?.recip().into());
+            runs.len() as f64 / taken.sum::<f64>()
+        };
+        let watched = rate(&with.iter().collect::<Vec<_>>());
+        let without: Vec<_> = std::iter::once(&*self).chain(&alone).collect();
         self.watched = Some(Watched {
-            readers,
-            tasks_per_second: again.tasks_per_second,
-            ratio: ratio.map(|(with, without)| with / without),
-            answers,
+            browsers,
+            tasks_per_second: Some(watched),
+            ratio: Some(watched / rate(&without)),
+            answers: Answers::of(&looks.concat()),
         });
+        for run in alone.into_iter().chain(with) {
+            self.verified &= run.verified;
+            self.wrong.extend(run.wrong);
+        }
     }
 
     pub(super) fn print(&self, desk: &mut Desk) -> Result<(), Failure> {
@@ -208,8 +223,8 @@ impl Report {
         if let Some(watched) = &self.watched {
             if let (Some(tasks), Some(ratio)) = (watched.tasks_per_second, watched.ratio) {
                 lines.push(format!(
-                    "watched     {tasks:.0} tasks/s, {ratio:.3} of it, while {} people looked, with {} finished tasks before",
-                    watched.readers, self.history
+                    "watched     {tasks:.0} tasks/s, {ratio:.3} of that before and after, while {} browsers had the page open, with {} finished tasks before",
+                    watched.browsers, self.history
                 ));
             }
             lines.extend(watched.answers.lines());
