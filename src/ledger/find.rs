@@ -3,7 +3,8 @@
 //! Almost all jobs are SUCCESS, and people look for the others. So a list is put together from *ways*, of which each is an
 //! part of an index in the order of the list: what was given up, what retries, what is pending, what is held, or all by age. Only
 //! the ways that can have what is asked for are walked along. What a way has no index for (kind, queue, handler, words) is
-//! looked at row by row, and never at more than [`Path::look`] rows: a search that ends there says so, and its cursor goes on.
+//! looked at row by row, a stride at a time, for [`ENOUGH`] time and never at more than [`Question::look`] rows: a search that
+//! ends there says so, and its cursor goes on.
 //!
 //! No index tells what is held, since that changes with every job: it is what the last heartbeats told of all workers that may
 //! hold something, dead or alive, and the newest of all jobs.
@@ -11,7 +12,12 @@
 //! Pages are cut by place and not by number: `(created_at, id)` of the last job, so the thousandth costs what the first does,
 //! and none is seen twice while others arrive. All questions of one page are of one snapshot.
 
-use std::{cmp::Reverse, fmt, str::FromStr};
+use std::{
+    cmp::Reverse,
+    fmt,
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -30,6 +36,10 @@ use crate::job::JobStatus;
 const USUAL: u32 = 50;
 /// The longest page.
 const LONGEST: u32 = 500;
+
+/// A search that has gone on for so long looks no further, and its page says so: whoever wants to go on asks for the next.
+/// On a machine that is busy it is sooner over, since people wait for it and the worker does, too.
+const ENOUGH: Duration = Duration::from_millis(if cfg!(test) { 60_000 } else { 20 });
 
 /// Which jobs are looked for; the default is every job. Newest first.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -140,6 +150,13 @@ pub(super) enum Path {
     Held,
 }
 
+/// The next rows of a way, behind a place.
+struct Window {
+    way: Path,
+    after: Option<Cursor>,
+    stride: i64,
+}
+
 /// What one way led to.
 struct Walked {
     /// One more than a page, if there are so many.
@@ -236,25 +253,30 @@ impl<'f> Question<'f> {
         }
     }
 
-    /// The rows of a way that are looked at.
-    fn push_window(&self, sql: &mut QueryBuilder<Postgres>, way: Path) {
+    /// How many of them it looks at together: so many, where each needs a look, take a few milliseconds.
+    fn stride(&self) -> i64 {
+        (self.look() / 8).max(1)
+    }
+
+    /// The rows that are looked at together.
+    fn push_window(&self, sql: &mut QueryBuilder<Postgres>, window: &Window) {
         sql.push(
             "SELECT id, created_at, status, kind, queue, error, total FROM cliquet.jobs WHERE ",
         )
-        .push(way.condition());
-        self.push_bounds(sql);
+        .push(window.way.condition());
+        self.push_bounds(sql, window.after);
         sql.push(" ORDER BY created_at DESC, id DESC LIMIT ")
-            .push_bind(self.look());
+            .push_bind(window.stride);
     }
 
-    fn push_bounds(&self, sql: &mut QueryBuilder<Postgres>) {
+    fn push_bounds(&self, sql: &mut QueryBuilder<Postgres>, after: Option<Cursor>) {
         if let Some(since) = self.find.since {
             sql.push(" AND created_at >= ").push_bind(since);
         }
         if let Some(until) = self.find.until {
             sql.push(" AND created_at < ").push_bind(until);
         }
-        if let Some(after) = self.find.after {
+        if let Some(after) = after {
             sql.push(" AND (created_at, id) < (")
                 .push_bind(after.created_at)
                 .push(", ")
@@ -288,13 +310,13 @@ impl<'f> Question<'f> {
         }
     }
 
-    fn found(&self, way: Path) -> QueryBuilder<Postgres> {
+    fn found(&self, window: &Window) -> QueryBuilder<Postgres> {
         let mut sql = QueryBuilder::new("SELECT j.id, j.created_at");
         if self.find.likeness.is_some() {
             sql.push(", left(j.error, 1000) AS error, t.handler");
         }
         sql.push(" FROM (");
-        if way == Path::Held {
+        if window.way == Path::Held {
             sql.push(
                 "SELECT id, created_at, status, kind, queue, error, total FROM cliquet.jobs
                   WHERE status = 'PROCESSING'
@@ -302,12 +324,12 @@ impl<'f> Question<'f> {
             )
             .push(MAY_HOLD)
             .push("))");
-            self.push_bounds(&mut sql);
+            self.push_bounds(&mut sql, window.after);
             sql.push(" UNION SELECT * FROM (");
-            self.push_window(&mut sql, way);
+            self.push_window(&mut sql, window);
             sql.push(") newest WHERE newest.status = 'PROCESSING'");
         } else {
-            self.push_window(&mut sql, way);
+            self.push_window(&mut sql, window);
         }
         sql.push(") j");
         if self.asks_for_handler() {
@@ -324,8 +346,45 @@ impl<'f> Question<'f> {
         sql
     }
 
-    async fn walk(&self, snapshot: &mut PgConnection, way: Path) -> Result<Walked, sqlx::Error> {
-        let rows = self.found(way).build().fetch_all(&mut *snapshot).await?;
+    /// Along one way, a stride at a time, until the page is full, the way is at its end, or the search has gone on for long.
+    async fn walk(
+        &self,
+        snapshot: &mut PgConnection,
+        way: Path,
+        began: Instant,
+    ) -> Result<Walked, sqlx::Error> {
+        let (mut found, mut after, mut left) = (Vec::new(), self.find.after, self.look());
+        loop {
+            // What is held and neither told nor among the newest is found by nothing: that is one stride.
+            let stride = match way {
+                Path::Held => left,
+                _ => left.min(self.stride()),
+            };
+            let window = Window { way, after, stride };
+            found.extend(self.found_in(snapshot, &window).await?);
+            found.truncate(self.most as usize);
+            let stopped = match found.last() {
+                Some(last) if found.len() == self.most as usize => Some(*last),
+                _ if way == Path::Held => None,
+                _ => {
+                    after = self.end_of(snapshot, &window).await?;
+                    left -= stride;
+                    if after.is_some() && left > 0 && began.elapsed() < ENOUGH {
+                        continue;
+                    }
+                    after
+                }
+            };
+            return Ok(Walked { found, stopped });
+        }
+    }
+
+    async fn found_in(
+        &self,
+        snapshot: &mut PgConnection,
+        window: &Window,
+    ) -> Result<Vec<Cursor>, sqlx::Error> {
+        let rows = self.found(window).build().fetch_all(snapshot).await?;
         let mut found = Vec::new();
         for row in &rows {
             if let Some(wanted) = &self.find.likeness {
@@ -340,25 +399,18 @@ impl<'f> Question<'f> {
                 id: row.try_get("id")?,
             });
         }
-        found.truncate(self.most as usize);
-        let stopped = match found.last() {
-            Some(last) if found.len() == self.most as usize => Some(*last),
-            // What is held and neither told nor among the newest is found by nothing.
-            _ if way == Path::Held => None,
-            _ => self.end_of_window(snapshot, way).await?,
-        };
-        Ok(Walked { found, stopped })
+        Ok(found)
     }
 
-    /// The last row that the way may look at, if there are so many.
-    async fn end_of_window(
+    /// The last row of a window, if it is full.
+    async fn end_of(
         &self,
         snapshot: &mut PgConnection,
-        way: Path,
+        window: &Window,
     ) -> Result<Option<Cursor>, sqlx::Error> {
         let mut sql = QueryBuilder::new("SELECT id, created_at FROM (");
-        self.push_window(&mut sql, way);
-        sql.push(") j OFFSET ").push_bind(self.look() - 1);
+        self.push_window(&mut sql, window);
+        sql.push(") j OFFSET ").push_bind(window.stride - 1);
         let row = sql.build().fetch_optional(snapshot).await?;
         row.map(|row| {
             Ok(Cursor {
@@ -446,9 +498,9 @@ impl Reads {
             .pool()
             .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await?;
-        let mut walked = Vec::new();
+        let (mut walked, began) = (Vec::new(), Instant::now());
         for way in question.ways() {
-            walked.push(question.walk(&mut snapshot, way).await?);
+            walked.push(question.walk(&mut snapshot, way, began).await?);
         }
         let (places, next, partial) = joined(walked, question.most as usize - 1);
         let ids: Vec<_> = places.iter().map(|place| place.id).collect();

@@ -147,6 +147,7 @@ impl Beside {
             acts: Acts::new(config.clone(), database.lasting_pool("http acts", WRITERS)),
             live: Live::new(reads.clone(), readers.clone(), tasks.clone(), stop.clone()),
             broker: Depths::new(broker, topology, desk.identity()),
+            overview: Kept::default(),
             groups: Kept::default(),
             workers: Kept::default(),
             reads,

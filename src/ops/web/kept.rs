@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::failure::Problem;
 
 /// Of the time, reading may take one part in so many.
-const SELDOM: u32 = 10;
+const SELDOM: u32 = 30;
 /// For so long an answer stands at least.
 const LEAST: Duration = Duration::from_secs(1);
 

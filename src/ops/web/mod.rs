@@ -41,7 +41,7 @@ pub(super) use command::{Beside, HELP, Web};
 use super::acts::Acts;
 use crate::{
     config::Config,
-    ledger::{Groups, LedgerAddress, LedgerError, Reads, WorkerView},
+    ledger::{Groups, LedgerAddress, LedgerError, Overview, Reads, WorkerView},
     telemetry::metrics::Exposition,
 };
 use auth::{Refusals, Sessions, Token};
@@ -69,7 +69,8 @@ struct App {
     live: Live,
     /// RabbitMQ's queues.
     broker: Depths,
-    /// Those of all queues.
+    /// These are of all queues.
+    overview: Kept<Overview>,
     groups: Kept<Groups>,
     workers: Kept<Vec<WorkerView>>,
     token: Option<Token>,
@@ -165,9 +166,16 @@ impl App {
         act: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Problem> {
         let done = self.tasks.spawn(act).await;
+        self.overview.forget().await;
         self.groups.forget().await;
         self.workers.forget().await;
         done.map_err(|_| Problem::broken())
+    }
+
+    /// All queues at a glance.
+    async fn overview(&self) -> Result<Arc<Overview>, Problem> {
+        let read = self.read(|reads| async move { reads.overview(None).await });
+        self.overview.or_read(read).await
     }
 
     /// The groups of like failures in all queues, the largest first.

@@ -144,14 +144,10 @@ impl Visit {
 }
 
 async fn overview_page(State(app): State<Shared>, visit: Visit) -> Result<Response, Problem> {
-    let (overview, groups, workers, depths) = tokio::join!(
-        app.read(|reads| async move { reads.overview(None).await }),
-        app.groups(),
-        app.workers(),
-        depths(&app),
-    );
+    let (overview, groups, workers, depths) =
+        tokio::join!(app.overview(), app.groups(), app.workers(), depths(&app),);
     let seen = overview::Seen {
-        overview: overview?,
+        overview: overview?.as_ref().clone(),
         depths,
         workers: workers?.to_vec(),
         groups: groups?.groups.iter().take(overview::FEW).cloned().collect(),
