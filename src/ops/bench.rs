@@ -90,7 +90,7 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=200))]
     browsers: u32,
     /// How long people look at a page before they click
-    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = humantime::parse_duration)]
     click_every: Duration,
     /// Uses queues and rows of this name, beside another benchmark
     #[arg(long, value_name = "NAME", value_parser = name)]
