@@ -39,7 +39,7 @@ const LONGEST: u32 = 500;
 
 /// A search that has gone on for so long looks no further, and its page says so: whoever wants to go on asks for the next.
 /// On a machine that is busy it is sooner over, since people wait for it and the worker does, too.
-const ENOUGH: Duration = Duration::from_millis(if cfg!(test) { 60_000 } else { 20 });
+const ENOUGH: Duration = Duration::from_millis(if cfg!(test) { 60_000 } else { 15 });
 
 /// Which jobs are looked for; the default is every job. Newest first.
 #[derive(Clone, Debug, Default, PartialEq)]
