@@ -37,9 +37,9 @@ const USUAL: u32 = 50;
 /// The longest page.
 const LONGEST: u32 = 500;
 
-/// A search that has gone on for so long looks no further, and its page says so: whoever wants to go on asks for the next.
+/// A search that would go on for longer looks no further, and its page says so: whoever wants to go on asks for the next.
 /// On a machine that is busy it is sooner over, since people wait for it and the worker does, too.
-const ENOUGH: Duration = Duration::from_millis(if cfg!(test) { 60_000 } else { 15 });
+const ENOUGH: Duration = Duration::from_millis(if cfg!(test) { 60_000 } else { 20 });
 
 /// Which jobs are looked for; the default is every job. Newest first.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -361,6 +361,7 @@ impl<'f> Question<'f> {
                 _ => left.min(self.stride()),
             };
             let window = Window { way, after, stride };
+            let strode = Instant::now();
             found.extend(self.found_in(snapshot, &window).await?);
             found.truncate(self.most as usize);
             let stopped = match found.last() {
@@ -369,7 +370,9 @@ impl<'f> Question<'f> {
                 _ => {
                     after = self.end_of(snapshot, &window).await?;
                     left -= stride;
-                    if after.is_some() && left > 0 && began.elapsed() < ENOUGH {
+                    // The next stride is likely to take as long as this one.
+                    let then = began.elapsed() + strode.elapsed();
+                    if after.is_some() && left > 0 && then < ENOUGH {
                         continue;
                     }
                     after
