@@ -202,7 +202,7 @@
 //! | a claim raises the epoch on all tasks left | on the frontier only | nobody can write another task; a retry of 10,000 tasks costs one row |
 //! | each heartbeat asks the ledger what it holds | it releases what this process knows it lost | an index on `holder` would make every job's end a cold update |
 //! | indexes by status and holder | partial indexes on `next_attempt_at` and `sent` | the hot path then touches no indexed column, not even in a predicate |
-//! | an index by age | one that says `total > 0`, which is always true | no write can be planned with it: where Postgres took the table for empty, it looked ids up in it, and read it whole for each |
+//! | an index by age | one with a condition that is always true, and that no write says | no write can be planned with it: where Postgres took the table for empty, it looked ids up in it, and read it whole for each |
 //! | a foreign key from tasks to jobs | none | both are written by one statement; the key check would lock the job's row once more for every task |
 //! | `payload` and `result` as `jsonb` | `json` | kept to the letter, so a message rebuilt from the ledger has the same fingerprint, and any number fits |
 //! | [`task`] below [`ledger`] | above it | a handler's context lends the ledger's transaction |
@@ -217,7 +217,7 @@
 //! | any failures in a row brake a handler | those of more than one job | a job that always fails would hold up its handler, and never be parked |
 //! | tasks start as soon as the lost lock is taken again | once the beat after it has told which runs are lost; a claim that was answered in a later session is handed back | a worker that had been cut off while the answer to its commit or its claim was on the way began a task that others had done |
 //! | pauses of up to 5 s between attempts to reach a service | 1 s, and an attempt that takes longer is overtaken by another | workers slept while the broker was back; the client does not notice a broker that goes away in its greeting |
-//! | a list reads the newest jobs until it has found enough | it walks along a small partial index that only jobs in trouble are in, and stops after some thousand rows | what people look for is rare: one FAILED among a million SUCCESS |
+//! | a list reads the newest jobs until it has found enough | it walks along a small partial index that only jobs in trouble are in, and stops after 20 ms or some thousand rows | what people look for is rare: one FAILED among a million SUCCESS |
 //! | `retry_after` of any length | at most the ladder's longest rung | every delay is a queue; make the ladder longer where hours are needed |
 //!
 //! # Speed
@@ -260,7 +260,7 @@
 //! What limits it now. 64 in flight (2.1 to 2.7 times pgbench's two commits, by hour): one Postgres backend, the lane's, with
 //! 45 ms of CPU for 1,000 tasks, four fifths of a core, and its fsync beside that (`perf`: half of it in the executor, flat; a
 //! tenth each in the row checks, in fsync and in finding rows). Transactions (0.53 to 0.62 times): Postgres, the worker and
-//! RabbitMQ need 213, 69 and 38 ms for 1,000 tasks of two cores, of which pgbench alone needs 204. One job alone (4.0 to 5.8 ms):
+//! RabbitMQ need 213, 69 and 38 ms for 1,000 tasks of two cores, of which pgbench alone needs 204. One job alone (4.0 to 7.3 ms):
 //! its commits one after the other, each with its flush, and some twenty wake-ups.
 //!
 //! # Errors, by what can be done about them

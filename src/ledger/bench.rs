@@ -168,10 +168,12 @@ impl Bench {
                     .await?;
                 made((to - from + 1).unsigned_abs());
             }
-            // It has lain there for long. Postgres skips, with a warning, what is another's table.
-            sqlx::raw_sql("VACUUM (ANALYZE) cliquet.jobs, cliquet.tasks")
-                .execute(&mut self.connection)
-                .await?;
+            if jobs > 0 {
+                // It has lain there for long. Postgres skips, with a warning, what is another's table.
+                sqlx::raw_sql("VACUUM (ANALYZE) cliquet.jobs, cliquet.tasks")
+                    .execute(&mut self.connection)
+                    .await?;
+            }
             Ok(())
         };
         let all = all.await;

@@ -130,7 +130,8 @@ pub struct Found {
     pub jobs: Vec<JobSummary>,
     /// Where the next page begins; `None` when this was the last.
     pub next: Option<Cursor>,
-    /// The search has looked at as many jobs as it may at a time, and found fewer than were asked for; `next` goes on from there.
+    /// The search has looked for as long, or at as many jobs, as it may at a time, and found fewer than were asked for; `next` goes
+    /// on from there.
     pub partial: bool,
 }
 
@@ -139,6 +140,14 @@ macro_rules! looked_for {
         concat!($sort, " AND num_nonnulls(error, next_attempt_at) > 0")
     };
 }
+
+/// What is true of every job, in the words of the index by age. No write says them, so that none is planned with that index.
+macro_rules! of_any_age {
+    () => {
+        "total >= '-2147483648'::integer"
+    };
+}
+pub(super) use of_any_age;
 
 /// One way to jobs, in the order of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +178,7 @@ impl Path {
     /// What the jobs on it have in common, in the words of its index.
     pub(super) fn condition(self) -> &'static str {
         match self {
-            Path::Age | Path::Held => "total > 0",
+            Path::Age | Path::Held => of_any_age!(),
             Path::GivenUp => {
                 looked_for!("num_nonnulls(error) = 1 AND num_nonnulls(next_attempt_at) = 0")
             }
@@ -346,12 +355,12 @@ impl<'f> Question<'f> {
         sql
     }
 
-    /// Along one way, a stride at a time, until the page is full, the way is at its end, or the search has gone on for long.
+    /// Along one way, a stride at a time, until the page is full, the way is at its end, or it is time.
     async fn walk(
         &self,
         snapshot: &mut PgConnection,
         way: Path,
-        began: Instant,
+        until: Instant,
     ) -> Result<Walked, sqlx::Error> {
         let (mut found, mut after, mut left) = (Vec::new(), self.find.after, self.look());
         loop {
@@ -371,8 +380,8 @@ impl<'f> Question<'f> {
                     after = self.end_of(snapshot, &window).await?;
                     left -= stride;
                     // The next stride is likely to take as long as this one.
-                    let then = began.elapsed() + strode.elapsed();
-                    if after.is_some() && left > 0 && then < ENOUGH {
+                    let then = Instant::now() + strode.elapsed();
+                    if after.is_some() && left > 0 && then < until {
                         continue;
                     }
                     after
@@ -490,20 +499,37 @@ impl Reads {
     /// # Errors
     /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].
     pub async fn find(&self, find: &Find) -> Result<Found, LedgerError> {
-        self.page(find)
+        self.find_within(find, ENOUGH).await
+    }
+
+    /// One page, found in about so much time.
+    pub(super) async fn find_within(
+        &self,
+        find: &Find,
+        enough: Duration,
+    ) -> Result<Found, LedgerError> {
+        self.page(find, enough)
             .await
             .map_err(|error| unusable(self.pool(), &error))
     }
 
-    async fn page(&self, find: &Find) -> Result<Found, sqlx::Error> {
+    async fn page(&self, find: &Find, enough: Duration) -> Result<Found, sqlx::Error> {
         let question = Question::new(find);
         let mut snapshot = self
             .pool()
             .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await?;
-        let (mut walked, began) = (Vec::new(), Instant::now());
-        for way in question.ways() {
-            walked.push(question.walk(&mut snapshot, way, began).await?);
+        let (mut walked, mut ways) = (Vec::new(), question.ways());
+        let until = Instant::now() + enough;
+        while let Some(way) = ways.pop() {
+            // Each has its share of the time that is left: a page goes no further than the one that got least far.
+            let left = until.saturating_duration_since(Instant::now());
+            let share = left / (ways.len() as u32 + 1);
+            walked.push(
+                question
+                    .walk(&mut snapshot, way, Instant::now() + share)
+                    .await?,
+            );
         }
         let (places, next, partial) = joined(walked, question.most as usize - 1);
         let ids: Vec<_> = places.iter().map(|place| place.id).collect();

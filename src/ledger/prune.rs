@@ -3,7 +3,7 @@
 //! A job that is deleted is unknown: should a copy of its message still lie somewhere, it would run anew, from its first task.
 //! Hence [`LEAST_AGE`]: everything that is under way by itself has arrived by then.
 //!
-//! One pass walks along the index `jobs_newest`, from the oldest job to those that are too young, and remembers where it is, so
+//! One pass walks along the index `jobs_of_any_age`, from the oldest job to those that are too young, and remembers where it is, so
 //! that no row is looked at twice, whatever it keeps. Each batch is a transaction of its own.
 //!
 //! | a crash | means |
@@ -24,7 +24,9 @@ use sqlx::{Connection, PgConnection, Row};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{LedgerAddress, LedgerError, Reconciling, connect::sentence, read::word};
+use super::{
+    LedgerAddress, LedgerError, Reconciling, connect::sentence, find::of_any_age, read::word,
+};
 use crate::job::JobStatus;
 
 /// No job is deleted that has been over for less.
@@ -36,14 +38,18 @@ const MOST_JOBS: usize = 500;
 const MOST_TASKS: i64 = 2_500;
 
 /// The next jobs by age, and whether each is to go. One that is FAILED stays while its parked copy is not known to be confirmed.
-const WINDOW_OF_JOBS: &str = r"
+const WINDOW_OF_JOBS: &str = concat!(
+    r"
 SELECT id, created_at, total, status::text AS status,
        status = ANY ($1::text[]::cliquet.job_status[]) AND finished_at < $2 AND (queue = $3 OR $3 IS NULL)
            AND (status <> 'FAILED' OR sent >= generation) AS old
   FROM cliquet.jobs
- WHERE total > 0 AND created_at < $2
+ WHERE ",
+    of_any_age!(),
+    r" AND created_at < $2
    AND (created_at, id) > (coalesce($4, '-infinity'), coalesce($5, '00000000-0000-0000-0000-000000000000'::uuid))
- ORDER BY created_at, id LIMIT $6";
+ ORDER BY created_at, id LIMIT $6"
+);
 
 /// Waits are bounded by Postgres, plans do not depend on statistics, and nothing is compiled for a batch: by its estimates,
 /// which know nothing of the array, it would be worth it.

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Forward-only, one intent each, each safe while the previous binary still runs.
-const MIGRATIONS: [(i64, &str, &str); 13] = [
+const MIGRATIONS: [(i64, &str, &str); 15] = [
     (
         1,
         "jobs and tasks",
@@ -78,6 +78,16 @@ const MIGRATIONS: [(i64, &str, &str); 13] = [
         13,
         "only one way to write",
         include_str!("../../migrations/0013_only_one_way_to_write.sql"),
+    ),
+    (
+        14,
+        "an index that has every job",
+        include_str!("../../migrations/0014_an_index_that_has_every_job.sql"),
+    ),
+    (
+        15,
+        "one index by age",
+        include_str!("../../migrations/0015_one_index_by_age.sql"),
     ),
 ];
 

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use super::{
     LedgerError,
+    find::of_any_age,
     read::{Reads, unusable},
 };
 use crate::job::{JobId, Position};
@@ -84,18 +85,22 @@ SELECT id, name, host, pid, version, queue, started_at, seen_at, stopped_at, in_
  WHERE alive OR number <= $2 ORDER BY alive DESC, id DESC";
 
 /// What they told, and what is too young to have been told.
-const RUNNING: &str = r"
+const RUNNING: &str = concat!(
+    r"
 WITH candidate AS (
     SELECT unnest(worker.running[1:100]) AS id FROM cliquet.workers worker WHERE worker.id = ANY ($1)
     UNION
-    SELECT newest.id FROM (SELECT id, holder FROM cliquet.jobs WHERE total > 0 ORDER BY created_at DESC, id DESC LIMIT 500) newest
+    SELECT newest.id FROM (SELECT id, holder FROM cliquet.jobs WHERE ",
+    of_any_age!(),
+    r" ORDER BY created_at DESC, id DESC LIMIT 500) newest
      WHERE newest.holder IS NOT NULL
 )
 SELECT j.holder, j.id, j.kind, t.position, t.label, t.started_at
   FROM candidate JOIN cliquet.jobs j ON j.id = candidate.id AND j.status = 'PROCESSING' AND j.holder = ANY ($1)
  CROSS JOIN LATERAL (SELECT task.position, task.label, task.started_at FROM cliquet.tasks task
                       WHERE task.job_id = j.id AND task.status <> 'SUCCESS' ORDER BY task.position LIMIT 1) t
- ORDER BY t.started_at, j.id";
+ ORDER BY t.started_at, j.id"
+);
 
 impl Reads {
     /// The workers that are alive, the newest first, and the 50 newest of those that died within the last hour, with what each

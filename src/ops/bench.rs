@@ -87,7 +87,7 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 0, value_name = "TASKS", value_parser = clap::value_parser!(u32).range(0..=100_000_000))]
     history: u32,
     /// Browsers that have the page of `cliquet web` open while the backlog is worked through twice more, between two runs without
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=200))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     browsers: u32,
     /// How long people look at a page before they click
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = humantime::parse_duration)]

@@ -103,9 +103,8 @@ impl Worker {
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
         let beside = TaskTracker::new();
         let ended = self.work(stop, &beside).await;
-        // All of it has been asked to end. A runtime that ends first makes sqlx panic where a session is being opened.
-        beside.close();
-        let _ = timeout(Duration::from_secs(3), beside.wait()).await;
+        // A runtime that ends first makes sqlx panic where a session is being opened.
+        end(&beside).await;
         if ended.is_ok() {
             info!("stopped");
         }
@@ -165,6 +164,8 @@ impl Worker {
         }
         let _ = timeout(Duration::from_secs(1), reconciler).await;
         drop(beating);
+        // The goodbye comes before the broker hands to others what this worker leaves: they then take it at once.
+        end(beside).await;
         let _ = timeout(Duration::from_secs(3), consumer.close()).await;
         let _ = timeout(Duration::from_secs(3), crew.publisher.close()).await;
         Ok(())
@@ -272,6 +273,12 @@ impl Worker {
             beating,
         })
     }
+}
+
+/// Waits, not for long, until what has been asked to end has ended.
+async fn end(beside: &TaskTracker) {
+    beside.close();
+    let _ = timeout(Duration::from_secs(3), beside.wait()).await;
 }
 
 struct Begun {

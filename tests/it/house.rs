@@ -341,3 +341,20 @@ fn every_promise_names_a_test_that_exists() {
         );
     }
 }
+
+#[test]
+fn every_file_of_migrations_is_one_that_cliquet_migrate_runs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let schema = fs::read_to_string(root.join("src/ledger/schema.rs")).unwrap();
+    let files = fs::read_dir(root.join("migrations")).unwrap();
+    let names: Vec<_> = files
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(!names.is_empty());
+    for name in names {
+        assert!(
+            schema.contains(&format!("migrations/{name}\"")),
+            "migrations/{name} is in no list: add it to src/ledger/schema.rs"
+        );
+    }
+}

@@ -318,6 +318,63 @@ async fn a_search_for_something_rare_stops_early_says_so_and_goes_on_from_there(
     }
 }
 
+/// With no time at all a page is one stride along each way, and the pages together are the list.
+#[tokio::test]
+async fn a_search_that_runs_out_of_time_goes_on_where_it_stopped() {
+    let database = Database::new().await;
+    fill(&database, 40, Some("one")).await;
+    database
+        .run("UPDATE cliquet.jobs SET status = 'RETRYING', next_attempt_at = now(), finished_at = NULL WHERE right(id::text, 1) < '8'")
+        .await;
+    let mut find = Find {
+        error: Some("one".into()),
+        ..Find::default()
+    };
+    let whole = ids(&database, &find).await;
+    assert_eq!(whole.len(), 40);
+    let (mut found, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = reads(&database)
+            .find_within(&find, Duration::ZERO)
+            .await
+            .unwrap();
+        assert_eq!(page.partial, page.next.is_some());
+        found.extend(page.jobs.iter().map(|job| job.id));
+        pages += 1;
+        find.after = page.next;
+        if page.next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, whole);
+    assert!(pages > 1, "{pages}");
+}
+
+/// It came as no message, and says 0 tasks.
+#[tokio::test]
+async fn a_job_of_no_tasks_is_in_every_list_and_is_deleted_when_it_is_old() {
+    let database = Database::new().await;
+    fill(&database, 1, Some("no task")).await;
+    database
+        .run("DELETE FROM cliquet.tasks; UPDATE cliquet.jobs SET total = 0, finished_at = now() - interval '2 days'")
+        .await;
+    let failed = Find {
+        status: vec![Failed],
+        ..Find::default()
+    };
+    for find in [Find::default(), failed] {
+        assert_eq!(ids(&database, &find).await.len(), 1, "{find:?}");
+    }
+    let mut pruner = Pruner::open(&database.address, LEAST_AGE, &[Failed], None)
+        .await
+        .unwrap();
+    while !pruner.pruning.is_over() {
+        pruner.step(false).await.unwrap();
+    }
+    pruner.close().await;
+    assert!(ids(&database, &Find::default()).await.is_empty());
+}
+
 /// What a search reads does not depend on what the planner believes of the tables.
 #[tokio::test]
 async fn few_that_failed_are_found_among_many_without_reading_the_others() {

@@ -101,22 +101,24 @@ async fn a_migration_that_would_keep_workers_from_a_table_gives_up_and_says_so()
 #[tokio::test]
 async fn an_index_that_is_invalid_is_not_taken_for_one() {
     let database = Database::new().await;
-    let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'cliquet.jobs_looked_for'::regclass";
-    database
-        .run(&format!(
-            "DELETE FROM cliquet.migrations WHERE version = 12; {broken}"
-        ))
-        .await;
-    match migrate(&database.address).await {
-        Err(LedgerError::Schema(sentence)) => assert!(
-            sentence.contains("cliquet.jobs_looked_for") && sentence.contains("DROP INDEX"),
-            "{sentence}"
-        ),
-        other => panic!("{other:?}"),
+    for (version, index) in [(12, "jobs_looked_for"), (14, "jobs_of_any_age")] {
+        database
+            .run(&format!(
+                "DELETE FROM cliquet.migrations WHERE version = {version};
+                 UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'cliquet.{index}'::regclass"
+            ))
+            .await;
+        match migrate(&database.address).await {
+            Err(LedgerError::Schema(sentence)) => assert!(
+                sentence.contains(&format!("cliquet.{index}")) && sentence.contains("DROP INDEX"),
+                "{sentence}"
+            ),
+            other => panic!("{other:?}"),
+        }
+        database.run(&format!("DROP INDEX cliquet.{index}")).await;
+        migrate(&database.address).await.unwrap();
+        check(&database.address).await.unwrap();
     }
-    database.run("DROP INDEX cliquet.jobs_looked_for").await;
-    migrate(&database.address).await.unwrap();
-    check(&database.address).await.unwrap();
 }
 
 #[tokio::test]

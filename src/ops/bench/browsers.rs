@@ -91,8 +91,11 @@ impl Browsers {
             let (browser, stop) = (Browser::new(&url)?, stop.clone());
             looking.spawn(async move {
                 // Not all at the same moment.
-                sleep(click_every * number / browsers).await;
-                browser.look(number as usize, click_every, &stop).await
+                let later = click_every.mul_f64(f64::from(number) / f64::from(browsers));
+                match stop.run_until_cancelled(sleep(later)).await {
+                    Some(()) => browser.look(number as usize, click_every, &stop).await,
+                    None => Ok(Looks::new()),
+                }
             });
         }
         Ok(Self {
@@ -143,8 +146,13 @@ async fn serve(desk: &Desk) -> Result<(Child, String), Failure> {
     let mut server = command.spawn().map_err(failed)?;
     let told = server.stdout.take().map(BufReader::new);
     let mut line = String::new();
-    if let Some(mut told) = told {
-        let _ = timeout(BEGINS, told.read_line(&mut line)).await;
+    if let Some(mut told) = told
+        && timeout(BEGINS, told.read_line(&mut line)).await.is_err()
+    {
+        return Err(Failure::failed(format!(
+            "the benchmark's server does not begin within {} s",
+            BEGINS.as_secs()
+        )));
     }
     match serde_json::from_str::<Listening>(&line) {
         Ok(listening) => Ok((server, listening.http)),
@@ -197,15 +205,18 @@ impl Browser {
         let least = attribute(&page, "data-pause=\"").and_then(|pause| pause.parse().ok());
         let pause = |took: Duration| Duration::from_millis(least.unwrap_or(0)).max(took * 3);
         sleep(pause(began.elapsed())).await;
-        let mut events = self.get("/api/v1/events").await?;
         let broken =
             |error| Failure::failed(format!("the benchmark's server tells no more: {error}"));
-        while events.chunk().await.map_err(broken)?.is_some() {
-            let began = Instant::now();
-            self.page(looks, Page::Overview, "/").await?;
-            sleep(pause(began.elapsed())).await;
+        // A stream that has gone on for an hour ends, and the page's script asks for another.
+        loop {
+            let mut events = self.get("/api/v1/events").await?;
+            while events.chunk().await.map_err(broken)?.is_some() {
+                let began = Instant::now();
+                self.page(looks, Page::Overview, "/").await?;
+                sleep(pause(began.elapsed())).await;
+            }
+            sleep(Duration::from_secs(1)).await;
         }
-        Ok(())
     }
 
     /// One list after the other, each from another place in the round.

@@ -40,7 +40,7 @@ pub(super) struct Report {
     rate: u32,
     /// Finished tasks that lay in the ledger before.
     history: u32,
-    /// The same backlog once more, while people look.
+    /// The same backlog twice more, while people look.
     watched: Option<Watched>,
     /// What is wrong, when `verified` is false.
     wrong: Vec<String>,

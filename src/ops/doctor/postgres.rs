@@ -235,9 +235,9 @@ fn judge_plans(plans: &[Plan]) -> Finding {
     Finding::problem(
         PLANS,
         format!(
-            "statements that every task needs read whole tables: {}. An index is missing or invalid",
+            "statements that every task needs read more than their rows: {}. An index is missing, invalid, or in the way",
             complaints.join("; ")
         ),
-        "compare the indexes with migrations/0001_jobs_and_tasks.sql and make what is missing; one that is invalid: `REINDEX SCHEMA cliquet`",
+        "one that is invalid: `REINDEX SCHEMA cliquet`; one that no migration made, or that a later one dropped (jobs_by_age, jobs_newest): drop it; a primary key that is missing: make it as migrations/0001_jobs_and_tasks.sql does",
     )
 }

@@ -147,9 +147,10 @@ impl Beside {
             acts: Acts::new(config.clone(), database.lasting_pool("http acts", WRITERS)),
             live: Live::new(reads.clone(), readers.clone(), tasks.clone(), stop.clone()),
             broker: Depths::new(broker, topology, desk.identity()),
-            overview: Kept::default(),
-            groups: Kept::default(),
-            workers: Kept::default(),
+            // The ledger itself counts seldom what takes long to count.
+            overview: Kept::for_at_most(Duration::from_secs(1)),
+            groups: Kept::for_at_most(Duration::from_secs(15)),
+            workers: Kept::for_at_most(Duration::from_secs(3)),
             reads,
             config,
             token,

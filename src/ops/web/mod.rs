@@ -162,14 +162,21 @@ impl App {
 
     /// Does something that goes on to its end, though nobody waits for it any more.
     async fn act<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         act: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Problem> {
-        let done = self.tasks.spawn(act).await;
-        self.overview.forget().await;
-        self.groups.forget().await;
-        self.workers.forget().await;
-        done.map_err(|_| Problem::broken())
+        let app = self.clone();
+        let acting = async move {
+            let done = act.await;
+            app.overview.forget();
+            app.groups.forget();
+            app.workers.forget();
+            done
+        };
+        self.tasks
+            .spawn(acting)
+            .await
+            .map_err(|_| Problem::broken())
     }
 
     /// All queues at a glance.
