@@ -169,7 +169,7 @@ async fn migrating_twice_applies_each_migration_once() {
             .collect::<Vec<_>>()
     };
     let expected = |now: bool| {
-        (1..=13)
+        (1..=15)
             .map(|version| (json!(version), json!(now)))
             .collect::<Vec<_>>()
     };

@@ -48,17 +48,22 @@ impl WebDriverCompatibleCommand for Extra {
     }
 }
 
+/// Begins one; what it says is in `out` and `log`.
+fn drive(folder: &Path) -> Child {
+    Command::new("chromedriver")
+        .args(["--port=0", "--log-level=WARNING"])
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(folder.join("out")).unwrap())
+        .stderr(fs::File::create(folder.join("log")).unwrap())
+        .spawn()
+        .unwrap_or_else(|error| panic!("chromedriver cannot be run ({error}): {MISSING}"))
+}
+
 impl Browser {
     pub async fn start() -> Self {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(Uuid::new_v4().to_string());
         fs::create_dir_all(&folder).unwrap();
-        let driver = Command::new("chromedriver")
-            .args(["--port=0", "--log-level=WARNING"])
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(folder.join("out")).unwrap())
-            .stderr(fs::File::create(folder.join("log")).unwrap())
-            .spawn()
-            .unwrap_or_else(|error| panic!("chromedriver cannot be run ({error}): {MISSING}"));
+        let driver = drive(&folder);
         // Whoever unwinds from here has the processes ended.
         let mut starting = Processes {
             driver: Some(driver),
@@ -84,7 +89,20 @@ impl Browser {
         let Value::Object(capabilities) = capabilities else {
             unreachable!()
         };
+        let mut begun = 1;
         let port: u16 = eventually("chromedriver tells its port", async || {
+            // It looks for a port that is free for IPv4, and ends when the same is not for IPv6.
+            if let Some(status) = starting.driver.as_mut()?.try_wait().unwrap() {
+                let told = |file| fs::read_to_string(folder.join(file)).unwrap_or_default();
+                assert!(
+                    begun < 5,
+                    "chromedriver ends each time, with {status}: {}{}",
+                    told("out"),
+                    told("log")
+                );
+                begun += 1;
+                starting.driver = Some(drive(&folder));
+            }
             let told = fs::read_to_string(folder.join("out")).ok()?;
             let (_, port) = told.split_once("successfully on port ")?;
             port.split_once('.')?.0.parse().ok()
