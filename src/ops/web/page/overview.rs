@@ -55,6 +55,7 @@ pub(super) fn overview(seen: &Seen, now: DateTime<Utc>) -> Markup {
                 section #queues .card {
                     h2 { "Queues" }
                     @match depths {
+                        Ok(depths) if depths.is_empty() => (no_queues()),
                         Ok(depths) => (ladder(depths)),
                         Err(sentence) => p.muted { "RabbitMQ does not say how long its queues are: " (sentence) },
                     }
@@ -148,6 +149,14 @@ fn tile(status: JobStatus, jobs: i64, estimated: bool) -> Markup {
 }
 
 /// The work queue, the rungs below it, and the dead queue: each with what waits there, beside each other by size.
+fn no_queues() -> Markup {
+    html! {
+        p.muted {
+            "They are not there yet. A worker makes them when it begins, or " code { "cliquet topology declare" } " does."
+        }
+    }
+}
+
 fn ladder(depths: &[QueueDepth]) -> Markup {
     let most = depths.iter().map(|queue| queue.ready).max().unwrap_or(0);
     html! {
@@ -247,6 +256,7 @@ mod tests {
             "No worker runs.",
             "Nothing fails.",
             "cliquet work",
+            "cliquet topology declare",
             "href=\"/jobs?status=FAILED\"",
         ] {
             assert!(shown.contains(words), "{words}: {shown}");
