@@ -148,7 +148,6 @@ fn tile(status: JobStatus, jobs: i64, estimated: bool) -> Markup {
     }
 }
 
-/// The work queue, the rungs below it, and the dead queue: each with what waits there, beside each other by size.
 fn no_queues() -> Markup {
     html! {
         p.muted {
@@ -157,6 +156,7 @@ fn no_queues() -> Markup {
     }
 }
 
+/// The work queue, the rungs below it, and the dead queue: each with what waits there, beside each other by size.
 fn ladder(depths: &[QueueDepth]) -> Markup {
     let most = depths.iter().map(|queue| queue.ready).max().unwrap_or(0);
     html! {
