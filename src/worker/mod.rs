@@ -103,8 +103,10 @@ impl Worker {
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
         let beside = TaskTracker::new();
         let ended = self.work(stop, &beside).await;
-        // A runtime that ends first makes sqlx panic where a session is being opened.
-        end(&beside).await;
+        // A runtime that ends first makes sqlx panic where a session is being opened. One that had begun has waited already.
+        if !beside.is_closed() {
+            end(&beside).await;
+        }
         if ended.is_ok() {
             info!("stopped");
         }
