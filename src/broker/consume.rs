@@ -70,7 +70,7 @@ impl Consumer {
     ///
     /// # Errors
     /// What waiting does not mend, and only before the first success: `Refused` (user, password or virtual host),
-    /// `Mismatch`, `Missing` or `Denied`. Later the same is logged as an error and tried again.
+    /// `Mismatch`, `Denied`, or `Missing` where it declares none. Later the same is logged as an error and tried again.
     pub async fn start(
         address: Address,
         topology: Topology,
@@ -116,7 +116,9 @@ impl Consumer {
         let subscription = loop {
             match wish.subscribe().await {
                 Ok(subscription) => break subscription,
-                Err(error) if error.waiting_helps() => sleep(outage.failed(&error)).await,
+                Err(error) if error.waiting_helps() || wish.makes(&error) => {
+                    sleep(outage.failed(&error)).await;
+                }
                 Err(error) => return Err(error),
             }
         };
@@ -234,6 +236,11 @@ struct Subscription {
 }
 
 impl Wish {
+    /// Whether the next attempt makes what is missing: somebody deleted a queue after this one had made it.
+    fn makes(&self, error: &BrokerError) -> bool {
+        self.declare && matches!(error, BrokerError::Missing { .. })
+    }
+
     async fn subscribe(&self) -> Result<Subscription, BrokerError> {
         let link = Link::open(&self.address, &self.identity, "consume").await?;
         if self.declare {

@@ -14,7 +14,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::Row;
+use sqlx::{Connection, Row};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
@@ -71,8 +71,7 @@ pub struct Minute {
 struct Others {
     jobs: HashMap<JobStatus, i64>,
     as_of: DateTime<Utc>,
-    /// When they are to be counted again.
-    from: Instant,
+    counted: Counted,
 }
 
 /// How many jobs are SUCCESS.
@@ -82,7 +81,33 @@ struct Success {
     of_queue: Option<HashMap<String, i64>>,
     all: i64,
     as_of: DateTime<Utc>,
-    from: Instant,
+    counted: Counted,
+}
+
+/// How long a count took, and what follows from that.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    took: Duration,
+    /// When it is to be done again.
+    again: Instant,
+}
+
+impl Counted {
+    /// A count that took long because the machine was busy just then says nothing about the next: the quicker one of the last
+    /// two tells what counting costs.
+    fn since(began: Instant, last: Option<&Self>) -> Self {
+        let at = Instant::now();
+        let took = at - began;
+        let costs = last.map_or(took, |last| took.min(last.took));
+        Self {
+            took,
+            again: at + LEAST_PAUSE.max(costs * SELDOM),
+        }
+    }
+
+    fn stands(&self) -> bool {
+        self.again > Instant::now()
+    }
 }
 
 impl Success {
@@ -133,16 +158,16 @@ impl Counts {
         tokio::sync::MutexGuard<'_, ()>,
     ) {
         let counting = self.0.counting.lock().await;
-        for counted in locked(&self.0.others).values_mut() {
-            counted.from = Instant::now();
+        for others in locked(&self.0.others).values_mut() {
+            others.counted.again = Instant::now();
         }
         (counting, self.counting_success_now().await)
     }
 
     pub(super) async fn counting_success_now(&self) -> tokio::sync::MutexGuard<'_, ()> {
         let counting = self.0.counting_success.lock().await;
-        if let Some(counted) = &mut *locked(&self.0.success) {
-            counted.from = Instant::now();
+        if let Some(success) = &mut *locked(&self.0.success) {
+            success.counted.again = Instant::now();
         }
         counting
     }
@@ -236,20 +261,21 @@ impl Reads {
     /// What is not SUCCESS, counted anew where it is time.
     async fn others(&self, queue: Option<&str>) -> Result<Others, sqlx::Error> {
         let (counts, key) = (&self.counts, queue.map(str::to_owned));
-        let stands = |counted: &Others| counted.from > Instant::now();
         let _counting = match counts.others(&key) {
-            Some(counted) if stands(&counted) => return Ok(counted),
-            Some(counted) => match counts.0.counting.try_lock() {
+            Some(last) if last.counted.stands() => return Ok(last),
+            Some(last) => match counts.0.counting.try_lock() {
                 Ok(counting) => counting,
-                Err(_) => return Ok(counted),
+                Err(_) => return Ok(last),
             },
             None => counts.0.counting.lock().await,
         };
+        let last = counts.others(&key);
         // Somebody else may just have done so.
-        if let Some(counted) = counts.others(&key).filter(stands) {
-            return Ok(counted);
+        if let Some(last) = last.as_ref().filter(|last| last.counted.stands()) {
+            return Ok(last.clone());
         }
-        let counted = self.count_others(queue).await?;
+        let last = last.map(|last| last.counted);
+        let counted = self.count_others(queue, last).await?;
         let mut kept = locked(&counts.0.others);
         if kept.len() >= KEPT && !kept.contains_key(&key) {
             kept.clear();
@@ -258,11 +284,16 @@ impl Reads {
         Ok(counted)
     }
 
-    async fn count_others(&self, queue: Option<&str>) -> Result<Others, sqlx::Error> {
+    async fn count_others(
+        &self,
+        queue: Option<&str>,
+        last: Option<Counted>,
+    ) -> Result<Others, sqlx::Error> {
+        let mut session = self.pool().acquire().await?;
         let began = Instant::now();
         let row = sqlx::query(OTHERS)
             .bind(queue)
-            .fetch_one(self.pool())
+            .fetch_one(&mut *session)
             .await?;
         let jobs = [
             (JobStatus::Pending, "pending"),
@@ -275,37 +306,39 @@ impl Reads {
         Ok(Others {
             jobs: jobs.into_iter().collect::<Result<_, sqlx::Error>>()?,
             as_of: row.try_get("as_of")?,
-            from: again(began),
+            counted: Counted::since(began, last.as_ref()),
         })
     }
 
     /// What is SUCCESS, counted anew where it is time: once for all who ask, whatever queue they ask about.
     async fn success(&self) -> Result<Success, sqlx::Error> {
         let counts = &self.counts;
-        let stands = |counted: &Success| counted.from > Instant::now();
         let _counting = match counts.success() {
-            Some(counted) if stands(&counted) => return Ok(counted),
-            Some(counted) => match counts.0.counting_success.try_lock() {
+            Some(last) if last.counted.stands() => return Ok(last),
+            Some(last) => match counts.0.counting_success.try_lock() {
                 Ok(counting) => counting,
-                Err(_) => return Ok(counted),
+                Err(_) => return Ok(last),
             },
             None => counts.0.counting_success.lock().await,
         };
-        if let Some(counted) = counts.success().filter(stands) {
-            return Ok(counted);
+        let last = counts.success();
+        if let Some(last) = last.as_ref().filter(|last| last.counted.stands()) {
+            return Ok(last.clone());
         }
-        let counted = self.count_success().await?;
+        let last = last.map(|last| last.counted);
+        let counted = self.count_success(last).await?;
         *locked(&counts.0.success) = Some(counted.clone());
         Ok(counted)
     }
 
-    async fn count_success(&self) -> Result<Success, sqlx::Error> {
-        let began = Instant::now();
+    async fn count_success(&self, last: Option<Counted>) -> Result<Success, sqlx::Error> {
         let as_of = sqlx::query_scalar("SELECT statement_timestamp()")
             .fetch_one(self.pool())
             .await?;
-        let exact = async {
-            let mut whole = self.pool().begin_with("BEGIN READ ONLY").await?;
+        let mut session = self.pool().acquire().await?;
+        let began = Instant::now();
+        let exact = async move {
+            let mut whole = session.begin_with("BEGIN READ ONLY").await?;
             sqlx::raw_sql(WHOLE_TABLE).execute(&mut *whole).await?;
             let counts: Vec<(String, i64)> = sqlx::query_as(SUCCESS).fetch_all(&mut *whole).await?;
             whole.commit().await?;
@@ -329,7 +362,7 @@ impl Reads {
             of_queue,
             all,
             as_of,
-            from: again(began),
+            counted: Counted::since(began, last.as_ref()),
         })
     }
 }
@@ -337,12 +370,6 @@ impl Reads {
 fn is_too_long(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.as_deref() == Some("57014")
-}
-
-/// When something that began then and has just ended is to be done again.
-fn again(began: Instant) -> Instant {
-    let now = Instant::now();
-    now + LEAST_PAUSE.max((now - began) * SELDOM)
 }
 
 #[cfg(test)]
@@ -355,7 +382,7 @@ mod tests {
             of_queue: None,
             all: 1_000_000_000,
             as_of: DateTime::UNIX_EPOCH,
-            from: Instant::now(),
+            counted: Counted::since(Instant::now(), None),
         };
         let whole = StatusCount {
             status: JobStatus::Success,
@@ -364,5 +391,19 @@ mod tests {
         };
         assert_eq!(counted.of(None), Some(whole));
         assert_eq!(counted.of(Some("jobs")), None);
+    }
+
+    #[test]
+    fn what_takes_long_is_counted_seldom_and_one_slow_count_among_quick_ones_changes_nothing() {
+        let after = |millis, last: Option<&Counted>| {
+            let counted = Counted::since(Instant::now() - Duration::from_millis(millis), last);
+            let pause = counted.again.saturating_duration_since(Instant::now());
+            (counted, pause.as_secs_f64().round())
+        };
+        let (quick, pause) = after(20, None);
+        assert_eq!(pause, 2.0);
+        let (slow, pause) = after(900, Some(&quick));
+        assert_eq!(pause, 2.0);
+        assert_eq!(after(900, Some(&slow)).1, 90.0);
     }
 }

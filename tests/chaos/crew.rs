@@ -329,7 +329,8 @@ impl Crew {
             };
             if !explained {
                 sentences.push(format!(
-                    "{worker} {how}, which nothing explains (it began {poison} tasks that kill their process)"
+                    "{worker} {how}, which nothing explains (it began {poison} tasks that kill their process); its last words: {}",
+                    self.last_words(&worker)
                 ));
             }
             ended.insert(worker, how);
@@ -343,6 +344,14 @@ impl Crew {
             }
         }
         sentences
+    }
+
+    /// The end of a worker's log, for those who have only the report.
+    fn last_words(&self, worker: &str) -> String {
+        let log = std::fs::read(self.ground.folder.join(format!("{worker}.log")));
+        let log = String::from_utf8_lossy(&log.unwrap_or_default()).into_owned();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join(" | ")
     }
 
     /// Waits until no process of a former name is left in the slot.

@@ -11,11 +11,11 @@ use cliquet::{
 };
 use lapin::{
     BasicProperties,
-    options::{BasicGetOptions, BasicNackOptions},
+    options::{BasicGetOptions, BasicNackOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
 };
@@ -177,6 +177,68 @@ async fn without_declaring_a_missing_queue_is_named() {
             queue: queues.name(Place::Work)
         }
     );
+}
+
+/// A relay to the broker that deletes a queue when a client asks for its limit of deliveries, which comes after declaring
+/// and before consuming. The first time only. Answers with its port.
+async fn relay_that_deletes_once(queue: String, channel: lapin::Channel, broker: u16) -> u16 {
+    // Basic.Qos, without the frame's head of seven bytes.
+    const QOS: [u8; 4] = [0, 60, 0, 10];
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut deleted = false;
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let broker = TcpStream::connect(("127.0.0.1", broker)).await.unwrap();
+            let (mut from_broker, mut to_broker) = broker.into_split();
+            let (mut from_client, mut to_client) = client.into_split();
+            tokio::spawn(async move { copy(&mut from_broker, &mut to_client).await });
+            let mut piece = vec![0; 4096];
+            while let Ok(size @ 1..) = from_client.read(&mut piece).await {
+                if !deleted && size > 11 && piece[7..11] == QOS {
+                    let options = QueueDeleteOptions::default();
+                    channel
+                        .queue_delete(queue.as_str().into(), options)
+                        .await
+                        .unwrap();
+                    deleted = true;
+                }
+                if to_broker.write_all(&piece[..size]).await.is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_queue_that_is_deleted_while_a_worker_begins_is_made_again() {
+    for declare in [true, false] {
+        let queues = Queues::new().await;
+        queues.declare().await;
+        let (name, channel) = (queues.name(Place::Work), queues.channel().await);
+        let relay = relay_that_deletes_once(name.clone(), channel, queues.address.port()).await;
+        let mut url = url::Url::parse(&queues.amqp_url).unwrap();
+        url.set_port(Some(relay)).unwrap();
+        let started = soon(Consumer::start(
+            Address::parse(url.as_str()).unwrap(),
+            queues.topology.clone(),
+            queues.identity.clone(),
+            1,
+            declare,
+        ))
+        .await;
+        if !declare {
+            // Nobody would make it.
+            assert_eq!(started.unwrap_err(), BrokerError::Missing { queue: name });
+            continue;
+        }
+        let consumer = started.unwrap();
+        queues.publish(b"again", BasicProperties::default()).await;
+        assert_eq!(next(&consumer).await.body(), b"again");
+    }
 }
 
 #[tokio::test]

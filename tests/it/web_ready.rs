@@ -113,7 +113,8 @@ async fn a_worker_that_drains_is_not_ready_and_serves_until_it_ends() {
     worker.signal("TERM");
     probe(&client, 503, "the worker is stopping").await;
     client.get("/livez").await.with(200);
-    assert_eq!(whole.next().await.unwrap().0, "overview");
+    let mut whole_again = client.events("/api/v1/events").await;
+    assert_eq!(whole_again.next().await.unwrap().0, "overview");
     binary.file("open", "");
     // The running task ends, the next one is handed back; then the server goes with its worker, and the streams with it.
     assert_eq!(worker.ended().await, Some(0));
@@ -121,6 +122,7 @@ async fn a_worker_that_drains_is_not_ready_and_serves_until_it_ends() {
     // It ends with the server, whether or not it told of that.
     while stream.next().await.is_some() {}
     while whole.next().await.is_some() {}
+    while whole_again.next().await.is_some() {}
     assert!(
         tokio::net::TcpStream::connect(client.address)
             .await
