@@ -282,7 +282,7 @@
 //! Folders are the words above; imports go down only.
 //!
 //! - 0, words: [`job`] (ids, the message, statuses); [`metrics`] (what is counted and measured: one table of all names);
-//!   `fail_point` (where tests kill a worker)
+//!   `fail_point` (where tests kill a worker); `pace` (how often something is looked at)
 //! - 1: [`retry`] (policy, ladder, brake), [`ledger`] (Postgres: one verb a file, lanes with group commit), [`broker`] (RabbitMQ:
 //!   topology, consuming, confirmed publishing)
 //! - 2: [`task`] (what users write), [`handlers`] (ready-made ones), [`config`], [`telemetry`] (log lines,
@@ -304,6 +304,7 @@ pub mod job;
 pub mod ledger;
 pub mod metrics;
 pub mod ops;
+mod pace;
 pub mod retry;
 pub mod task;
 pub mod telemetry;

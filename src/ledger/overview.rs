@@ -22,7 +22,7 @@ use super::{
     LedgerError,
     read::{Reads, unusable},
 };
-use crate::job::JobStatus;
+use crate::{job::JobStatus, pace::Pace};
 
 /// Of the time, each count may take one part in so many.
 const SELDOM: u32 = 100;
@@ -84,24 +84,21 @@ struct Success {
     counted: Counted,
 }
 
-/// How long a count took, and what follows from that.
-#[derive(Clone, Copy, Debug)]
+/// When it is to be done again, and what tells that.
+#[derive(Clone, Debug)]
 struct Counted {
-    took: Duration,
-    /// When it is to be done again.
     again: Instant,
+    pace: Pace,
 }
 
 impl Counted {
-    /// A count that took long because the machine was busy just then says nothing about the next: the quicker one of the last
-    /// two tells what counting costs.
-    fn since(began: Instant, last: Option<&Self>) -> Self {
-        let at = Instant::now();
-        let took = at - began;
-        let costs = last.map_or(took, |last| took.min(last.took));
+    /// One that began then and ends now, after the `last`.
+    fn since(began: Instant, last: Option<Self>) -> Self {
+        let mut pace = last.map_or_else(|| Pace::new(SELDOM, LEAST_PAUSE), |last| last.pace);
+        let now = Instant::now();
         Self {
-            took,
-            again: at + LEAST_PAUSE.max(costs * SELDOM),
+            again: now + pace.after(now - began),
+            pace,
         }
     }
 
@@ -306,7 +303,7 @@ impl Reads {
         Ok(Others {
             jobs: jobs.into_iter().collect::<Result<_, sqlx::Error>>()?,
             as_of: row.try_get("as_of")?,
-            counted: Counted::since(began, last.as_ref()),
+            counted: Counted::since(began, last),
         })
     }
 
@@ -362,7 +359,7 @@ impl Reads {
             of_queue,
             all,
             as_of,
-            counted: Counted::since(began, last.as_ref()),
+            counted: Counted::since(began, last),
         })
     }
 }
@@ -391,19 +388,5 @@ mod tests {
         };
         assert_eq!(counted.of(None), Some(whole));
         assert_eq!(counted.of(Some("jobs")), None);
-    }
-
-    #[test]
-    fn what_takes_long_is_counted_seldom_and_one_slow_count_among_quick_ones_changes_nothing() {
-        let after = |millis, last: Option<&Counted>| {
-            let counted = Counted::since(Instant::now() - Duration::from_millis(millis), last);
-            let pause = counted.again.saturating_duration_since(Instant::now());
-            (counted, pause.as_secs_f64().round())
-        };
-        let (quick, pause) = after(20, None);
-        assert_eq!(pause, 2.0);
-        let (slow, pause) = after(900, Some(&quick));
-        assert_eq!(pause, 2.0);
-        assert_eq!(after(900, Some(&slow)).1, 90.0);
     }
 }

@@ -152,7 +152,8 @@ impl Presence {
                     }
                     Err(error) => LedgerError::unavailable(address, &error),
                 },
-                Err(LedgerError::Unavailable(sentence)) => LedgerError::Unavailable(sentence),
+                // A question that was refused was no row of a job's: it took too long, or somebody had a catalog locked.
+                Err(error @ (LedgerError::Unavailable(_) | LedgerError::Refused(_))) => error,
                 Err(schema) => return Err(schema),
             };
             failures += 1;

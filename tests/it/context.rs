@@ -212,7 +212,7 @@ async fn a_transaction_that_outlives_its_handler_fails_the_task() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(builder.run_until(async { drop(stopped.await) }));
     let job = stage.publish("keep").await;
-    stage.reaches(job, "RETRYING").await;
+    stage.reaches(job, "FAILED").await;
     assert!(
         error(&stage, job)
             .await

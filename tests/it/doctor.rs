@@ -735,12 +735,12 @@ async fn a_braked_handler_is_told_with_its_last_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waits_in_vain_is_found_and_its_remedy_sends_it() {
-    let stage = Stage::new().await;
+    let stage = Stage::with_ladder(&["200ms", "1h"]).await;
     let worker = stage.worker_with(Config {
         reconcile_every: Duration::from_secs(3_600),
         ..stage.config()
     });
-    let job = stage.publish("a:after:1000,ok").await;
+    let job = stage.publish("a:after:3600000,ok").await;
     stage.reaches(job, "RETRYING").await;
     eventually("its copy lies in the delay queue", async || {
         (stage.queues.depth(stage.queues.rung(1)).await == 1).then_some(())
@@ -760,7 +760,8 @@ async fn a_job_that_waits_in_vain_is_found_and_its_remedy_sends_it() {
         )
     };
     on(&stage, enqueue(&stage.queues.name(Place::Work))).await;
-    let binary = Binary::on(&stage, "");
+    let mut binary = Binary::on(&stage, "");
+    binary.set("CLIQUET_LADDER", "200ms, 1h");
     let found = examine(&binary).await;
     let (words, remedy) = found.told("jobs.waiting", "problem");
     assert!(words.contains("their messages are lost"), "{words}");

@@ -158,7 +158,7 @@ async fn a_tasks_own_number_of_attempts_wins_over_the_policy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_handler_is_tried_again_since_a_newer_worker_may_know_it() {
-    let stage = Stage::new().await;
+    let stage = Stage::with_ladder(&["2s"]).await;
     let worker = stage.worker();
     let job = stage.publish("a:ok unheard:ok").await;
     stage.reaches(job, "RETRYING").await;

@@ -347,6 +347,8 @@ async fn a_collector_that_is_away_costs_no_job_and_is_told_once() {
     for port in [refusing_port, silent_port] {
         let mut binary = Binary::on(&stage, WELL);
         traced(&mut binary, &format!("http://127.0.0.1:{port}"));
+        // Longer than anybody waits for the last spans.
+        binary.set("OTEL_EXPORTER_OTLP_TIMEOUT", "60000");
         let worker = binary.work();
         for _ in 0..3 {
             let job = stage.publish("a").await;
@@ -362,7 +364,7 @@ async fn a_collector_that_is_away_costs_no_job_and_is_told_once() {
             stage.reaches(job, "SUCCESS").await;
         }
         let took = ends(worker).await;
-        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(took < Duration::from_secs(15), "{took:?}");
         let log = binary.log();
         let told = log.matches("does not take traces").count();
         assert_eq!(told, usize::from(port == refusing_port), "{log}");
@@ -377,7 +379,7 @@ async fn a_collector_that_is_away_costs_no_job_and_is_told_once() {
         // A command waits no longer.
         let began = Instant::now();
         binary.publish(r#"{"kind": "k", "tasks": ["a"]}"#).await;
-        assert!(began.elapsed() < Duration::from_secs(5));
+        assert!(began.elapsed() < Duration::from_secs(15));
         stage.queues.purge(Place::Work).await;
     }
     drop(silent);

@@ -332,8 +332,10 @@ async fn what_an_operator_does_is_done_and_kept_with_the_name_and_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_of_like_failures_is_retried_or_ended_at_once_and_no_more_than_that() {
-    let stage = Stage::new().await;
-    let web = web(&stage).await;
+    let stage = Stage::with_ladder(&["200ms", "1h"]).await;
+    let mut binary = Binary::on(&stage, "");
+    binary.set("CLIQUET_LADDER", "200ms, 1h");
+    let web = Web::of(binary).await;
     let worker = stage.worker();
     let mut like = Vec::new();
     for _ in 0..5 {
@@ -385,7 +387,7 @@ async fn a_group_of_like_failures_is_retried_or_ended_at_once_and_no_more_than_t
     // Without a status, what can be ended is what is not over.
     let mut waiting = Vec::new();
     for _ in 0..3 {
-        waiting.push(stage.publish("d:after:1000").await);
+        waiting.push(stage.publish("d:after:3600000").await);
     }
     for job in &waiting {
         stage.reaches(*job, "RETRYING").await;

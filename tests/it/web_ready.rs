@@ -1,16 +1,20 @@
 //! HTTP beside a worker: when it is ready, its metrics, and how both end.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use serde_json::json;
+use tokio::time::sleep;
 
-use crate::support::{
-    binary::Binary,
-    eventually,
-    http::{Client, Web, served_by_worker},
-    prometheus::deployed,
-    services::Services,
-    stage::Stage,
+use crate::{
+    repair::enqueue,
+    support::{
+        binary::Binary,
+        eventually,
+        http::{Client, Web, served_by_worker},
+        prometheus::deployed,
+        services::Services,
+        stage::Stage,
+    },
 };
 
 /// Programs that end when the test lets them: `touch` a file in the binary's folder.
@@ -51,10 +55,21 @@ async fn a_worker_is_ready_from_its_first_consume_on_while_both_services_are_the
     run(&["kill", "postgres"]);
     probe(&client, 503, "Postgres is away").await;
     client.get("/livez").await.with(200);
+    // Long enough that every question that is asked now and then is asked in vain.
+    sleep(Duration::from_secs(3)).await;
     run(&["restart", "postgres"]);
     probe(&client, 200, "ready").await;
     run(&["kill", "rabbitmq"]);
     probe(&client, 503, "the connection that consumes is away").await;
+    // It cannot be sent, so it waits; and that is soon asked for again, however long the last answer took.
+    enqueue(&stage, "1", "a").await;
+    eventually("for how long the oldest job is due is told", async || {
+        let metrics = client.get("/metrics").await.with(200).to_owned();
+        let told = metrics.split("\ncliquet_oldest_job_due_seconds{").nth(1)?;
+        let seconds: f64 = told.lines().next()?.rsplit(' ').next()?.parse().ok()?;
+        (seconds > 0.0).then_some(())
+    })
+    .await;
     run(&["restart", "rabbitmq"]);
     probe(&client, 200, "ready").await;
     worker.signal("TERM");
@@ -63,8 +78,11 @@ async fn a_worker_is_ready_from_its_first_consume_on_while_both_services_are_the
     // And the server that is alone: while Postgres answers.
     let alone = Web::start(&binary).await;
     probe(&alone.client, 200, "ready").await;
+    let mut whole = alone.client.events("/api/v1/events").await;
+    assert_eq!(whole.next().await.unwrap().0, "overview");
     run(&["kill", "postgres"]);
     probe(&alone.client, 503, "Postgres").await;
+    while whole.next().await.unwrap().0 != "unavailable" {}
     // Strangers are not told where it is, and as whom it is asked; the log is.
     let told = alone.stranger().get("/readyz").await;
     assert_eq!(told.with(503), "Postgres does not answer\n");
@@ -77,6 +95,7 @@ async fn a_worker_is_ready_from_its_first_consume_on_while_both_services_are_the
     assert!(told.contains("Postgres"), "{told}");
     run(&["restart", "postgres"]);
     probe(&alone.client, 200, "ready").await;
+    assert_eq!(whole.next().await.unwrap().0, "overview");
     run(&["kill", "rabbitmq"]);
     let told = alone.client.get("/api/v1/queues").await.error(503);
     assert!(told.contains("RabbitMQ"), "{told}");

@@ -23,6 +23,7 @@ use super::failure::Problem;
 use crate::{
     job::{JobId, TaskStatus},
     ledger::{JobProgress, LedgerError, Reads},
+    pace::Pace,
 };
 
 /// The most streams at a time.
@@ -238,13 +239,18 @@ impl Inner {
 
     /// Looks at the subject for as long as somebody watches. Nothing cuts a look short.
     async fn poll(self: Arc<Self>, subject: Subject, told: Arc<watch::Sender<Found>>) {
+        let mut pace = Pace::new(
+            SELDOM,
+            match subject {
+                Subject::Job(_) => A_JOB,
+                Subject::Whole => THE_WHOLE,
+            },
+        );
         loop {
-            let asked = Instant::now();
-            let found = self.look(subject).await;
-            let pause = match (&found, subject) {
-                (Found::Trouble(_), _) => AFTER_TROUBLE,
-                (_, Subject::Job(_)) => A_JOB,
-                (_, Subject::Whole) => THE_WHOLE,
+            let (found, took) = self.look(subject).await;
+            let pause = match &found {
+                Found::Trouble(_) => AFTER_TROUBLE,
+                _ => pace.after(took),
             };
             let over = matches!(found, Found::Unknown | Found::Data(_, true));
             told.send_if_modified(|last| {
@@ -261,38 +267,41 @@ impl Inner {
                 }
             }
             tokio::select! {
-                () = sleep(pause.max(asked.elapsed() * SELDOM)) => {}
+                () = sleep(pause) => {}
                 () = told.closed() => {}
                 () = self.stop.cancelled() => {}
             }
         }
     }
 
-    async fn look(&self, subject: Subject) -> Found {
+    /// What is found, and how long that took once it was this one's turn.
+    async fn look(&self, subject: Subject) -> (Found, Duration) {
         let Ok(_turn) = self.readers.acquire().await else {
-            return Found::Nothing;
+            return (Found::Nothing, Duration::ZERO);
         };
-        let found = match subject {
-            Subject::Job(id) => match self.reads.progress(id).await {
-                Ok(None) => return Found::Unknown,
-                Ok(Some(job)) => {
+        let asked = Instant::now();
+        let found = self.ask(subject).await;
+        let found = found.unwrap_or_else(|error| Found::Trouble(error.to_string().into()));
+        (found, asked.elapsed())
+    }
+
+    async fn ask(&self, subject: Subject) -> Result<Found, LedgerError> {
+        match subject {
+            Subject::Job(id) => Ok(match self.reads.progress(id).await? {
+                None => Found::Unknown,
+                Some(job) => {
                     let over = job.job.is_over();
                     written(&Progress::of(job), over)
                 }
-                Err(error) => Err(error),
-            },
-            Subject::Whole => match self.reads.overview(None).await {
-                Ok(overview) => written(&overview, false),
-                Err(error) => Err(error),
-            },
-        };
-        found.unwrap_or_else(|error| Found::Trouble(error.to_string().into()))
+            }),
+            Subject::Whole => Ok(written(&self.reads.overview(None).await?, false)),
+        }
     }
 }
 
-fn written(value: &impl Serialize, over: bool) -> Result<Found, LedgerError> {
-    Ok(match serde_json::to_string(value) {
+fn written(value: &impl Serialize, over: bool) -> Found {
+    match serde_json::to_string(value) {
         Ok(text) => Found::Data(text.into(), over),
         Err(error) => Found::Trouble(error.to_string().into()),
-    })
+    }
 }

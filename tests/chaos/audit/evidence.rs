@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// How long a process may have been dead before its supervisor noticed, in microseconds.
-const NOTICED: i64 = 1_000_000;
+const NOTICED: i64 = 5_000_000;
 
 const TABLES: &str = "
 CREATE TABLE asked (job_id uuid, position int, handler text, label text, input text, PRIMARY KEY (job_id, position));

@@ -8,7 +8,7 @@ use crate::support::{browser::Browser, stage::Stage};
 /// Everything that a page may hold is on the stage: jobs in each status, long words, markup, many digits.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_is_accessible_fits_a_phone_and_is_quiet_in_dark_and_light() {
-    let stage = Stage::new().await;
+    let stage = Stage::with_ladder(&["200ms", "600s"]).await;
     let worker = stage.worker();
     let done = stage.publish("a:ok b:write c:ok").await;
     let failed = stage.publish("a:ok b:permanent c:ok").await;

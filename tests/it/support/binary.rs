@@ -155,8 +155,17 @@ max = "1s"
         self.feed(arguments, b"").await
     }
 
+    /// Runs a command that has much to do to its end.
+    pub async fn run_long(&self, arguments: &[&str]) -> Ended {
+        self.ends_within(120, arguments, b"").await
+    }
+
     /// Runs a command to its end, with these bytes on standard input.
     pub async fn feed(&self, arguments: &[&str], input: &[u8]) -> Ended {
+        self.ends_within(20, arguments, input).await
+    }
+
+    async fn ends_within(&self, seconds: u64, arguments: &[&str], input: &[u8]) -> Ended {
         let mut child = tokio::process::Command::from(self.command(arguments))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -170,9 +179,9 @@ max = "1s"
             let _ = stdin.write_all(input).await;
         };
         let ended = async { tokio::join!(child.wait_with_output(), fed).0.unwrap() };
-        let ended = timeout(Duration::from_secs(20), ended)
+        let ended = timeout(Duration::from_secs(seconds), ended)
             .await
-            .unwrap_or_else(|_| panic!("cliquet {arguments:?} does not end within 20 s"));
+            .unwrap_or_else(|_| panic!("cliquet {arguments:?} does not end within {seconds} s"));
         Ended {
             code: ended.status.code(),
             out: String::from_utf8(ended.stdout).unwrap(),

@@ -478,8 +478,8 @@ async fn a_worker_process() {
     if let Ok(jobs) = std::env::var("STAGE_CONCURRENCY") {
         config.concurrency = jobs.parse().unwrap();
     }
-    if let Ok(failures) = std::env::var("STAGE_BRAKE_AFTER") {
-        config.brake_after = failures.parse().unwrap();
+    if let Some(patience) = milliseconds("STAGE_PATIENCE_MS") {
+        config.patience = patience;
     }
     if let Some(limit) = milliseconds("STAGE_DRAIN_TIMEOUT_MS") {
         config.drain_timeout = limit;
