@@ -38,6 +38,8 @@ use crate::metrics::{Metrics, Wire};
 const MOST_PREFETCHED: u16 = 2_000;
 /// How long the end of a cancelled stream may take to arrive.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before a queue is made again that somebody deleted while a worker began.
+const DELETED: Duration = Duration::from_millis(200);
 
 /// Takes messages from the work queue. Dropping it stops it as [`stop`](Self::stop) and [`close`](Self::close) do.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Consumer {
     ///
     /// # Errors
     /// What waiting does not mend, and only before the first success: `Refused` (user, password or virtual host),
-    /// `Mismatch`, `Denied`, or `Missing` where it declares none. Later the same is logged as an error and tried again.
+    /// `Untrusted`, `Mismatch`, `Denied`, or `Missing` where it declares none. Later the same is logged as an error and tried again.
     pub async fn start(
         address: Address,
         topology: Topology,
@@ -116,8 +118,13 @@ impl Consumer {
         let subscription = loop {
             match wish.subscribe().await {
                 Ok(subscription) => break subscription,
-                Err(error) if error.waiting_helps() || wish.makes(&error) => {
-                    sleep(outage.failed(&error)).await;
+                Err(error) if error.waiting_helps() => sleep(outage.failed(&error)).await,
+                Err(BrokerError::Missing { queue }) if declare => {
+                    warn!(
+                        queue,
+                        "the queue was deleted as soon as it was made; making it again"
+                    );
+                    sleep(DELETED).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -236,11 +243,6 @@ struct Subscription {
 }
 
 impl Wish {
-    /// Whether the next attempt makes what is missing: somebody deleted a queue after this one had made it.
-    fn makes(&self, error: &BrokerError) -> bool {
-        self.declare && matches!(error, BrokerError::Missing { .. })
-    }
-
     async fn subscribe(&self) -> Result<Subscription, BrokerError> {
         let link = Link::open(&self.address, &self.identity, "consume").await?;
         if self.declare {

@@ -39,7 +39,7 @@ pub enum BrokerError {
         /// What to do about it.
         remedy: String,
     },
-    /// A queue does not exist, and declaring it was not asked for.
+    /// A queue does not exist: declaring it was not asked for, or somebody has deleted it since.
     #[error(
         "the queue `{queue}` does not exist. `cliquet topology declare` makes it and the others (`cliquet topology definitions` prints them for `rabbitmqctl import_definitions`)"
     )]

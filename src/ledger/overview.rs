@@ -3,7 +3,7 @@
 //! Asked once a second it must cost next to nothing, and counting millions of jobs costs. What is not SUCCESS is counted by the
 //! small indexes that have it, and what is held is what the last heartbeats told: of a worker that was killed until another has
 //! taken its jobs over. SUCCESS is counted by reading every job, of all queues at once, as seldom as that takes long: of the time
-//! it may take one part in [`SELDOM`]. Between two counts, and while one is made, the last one stands, and `as_of` says from when
+//! it may take about one part in [`SELDOM`]. Between two counts, and while one is made, the last one stands, and `as_of` says from when
 //! it is.
 
 use std::{
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{job::JobStatus, pace::Pace};
 
-/// Of the time, each count may take one part in so many.
+/// Of the time, each count may take about one part in so many.
 const SELDOM: u32 = 100;
 /// No count is made more often.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
@@ -388,5 +388,12 @@ mod tests {
         };
         assert_eq!(counted.of(None), Some(whole));
         assert_eq!(counted.of(Some("jobs")), None);
+    }
+
+    #[test]
+    fn one_slow_count_after_a_quick_one_is_soon_done_again() {
+        let quick = Counted::since(Instant::now(), None);
+        let slow = Counted::since(Instant::now() - Duration::from_secs(2), Some(quick));
+        assert!(slow.again < Instant::now() + Duration::from_secs(5));
     }
 }

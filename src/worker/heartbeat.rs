@@ -13,7 +13,7 @@ use crate::{
     pace::Pace,
 };
 
-/// Of the time, a question that is only for people may take one part in so many.
+/// Of the time, a question that is only for people may take about one part in so many.
 const SELDOM: u32 = 100;
 
 /// Beats until `stop`, then says goodbye.
@@ -74,8 +74,9 @@ pub(super) async fn look_for_the_oldest(
                     metrics.oldest_due(waits);
                     pace.after(asked.elapsed())
                 }
-                // While Postgres is away the last answer stands; that it is away is told by other metrics.
-                Err(_) => every,
+                // While Postgres is away the last answer stands; that it is away is told by other metrics. Where the question
+                // was too much for it, it has as much rest.
+                Err(_) => every.max(asked.elapsed()),
             };
             sleep(pause).await;
         }

@@ -36,7 +36,9 @@ pub struct Crew {
 pub struct End {
     pub worker: String,
     pub how: How,
-    /// When that was noticed, in microseconds since 1970.
+    /// When it was last known to be alive, in microseconds since 1970.
+    pub alive: i64,
+    /// When its end was noticed.
     pub at: i64,
     /// Another was started in its place.
     pub replaced: bool,
@@ -102,6 +104,8 @@ struct State {
     child: Option<Child>,
     name: String,
     incarnation: u32,
+    /// When the child was last known to be alive.
+    alive: i64,
     /// Nobody starts it again.
     leaving: bool,
 }
@@ -122,6 +126,7 @@ impl Crew {
                     child: None,
                     name: String::new(),
                     incarnation: 0,
+                    alive: 0,
                     leaving: false,
                 }),
             });
@@ -196,24 +201,28 @@ impl Crew {
             .spawn()
             .unwrap();
         state.child = Some(child);
+        state.alive = now_us();
     }
 
     /// Looks at every process once; starts another where one has ended.
     fn supervise(&self) {
         for slot in &self.slots {
             let mut state = lock(&slot.state);
+            let asked = now_us();
             let Some(status) = state
                 .child
                 .as_mut()
                 .and_then(|child| child.try_wait().unwrap())
             else {
+                state.alive = asked;
                 continue;
             };
             state.child = None;
             let end = End {
                 worker: state.name.clone(),
                 how: status.into(),
-                at: now_us(),
+                alive: state.alive,
+                at: asked,
                 replaced: !state.leaving,
             };
             if end.replaced {

@@ -221,9 +221,10 @@ async fn the_many_jobs_of_a_killed_worker_go_on_in_turn_and_wait_on_no_rung() {
         .await
         .unwrap();
     // The first run, the crash that was counted, and the run that had its turn. Every time on a rung is one more: where they
-    // came back together, the last of the eight had ten.
+    // came back together, the last of the eight had ten. On a slow machine the last may not wait for its turn to the end.
+    let later = epochs.iter().filter(|epoch| **epoch > 3).count();
     assert!(
-        epochs.iter().all(|epoch| (3..=5).contains(epoch)),
+        later <= 2 && epochs.iter().all(|epoch| (3..=5).contains(epoch)),
         "{epochs:?}"
     );
     drop(second);

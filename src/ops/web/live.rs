@@ -28,13 +28,13 @@ use crate::{
 
 /// The most streams at a time.
 const MOST_STREAMS: usize = 200;
-/// The pause between two looks at a job.
+/// The least pause between two looks at a job.
 const A_JOB: Duration = Duration::from_millis(250);
-/// The pause between two looks at the whole.
+/// The least pause between two looks at the whole.
 const THE_WHOLE: Duration = Duration::from_secs(1);
-/// Where looking takes long, it may take one part in so many of the time.
+/// Where looking takes long, it may take about one part in so many of the time.
 const SELDOM: u32 = 10;
-/// The pause after a look that failed.
+/// The least pause after a look that failed.
 const AFTER_TROUBLE: Duration = Duration::from_secs(1);
 /// How long the first look may take before whoever asks is told.
 const FIRST: Duration = Duration::from_secs(8);
@@ -249,7 +249,8 @@ impl Inner {
         loop {
             let (found, took) = self.look(subject).await;
             let pause = match &found {
-                Found::Trouble(_) => AFTER_TROUBLE,
+                // It may only have waited, or have been too much for Postgres, which then has as much rest.
+                Found::Trouble(_) => AFTER_TROUBLE.max(took),
                 _ => pace.after(took),
             };
             let over = matches!(found, Found::Unknown | Found::Data(_, true));
@@ -274,12 +275,13 @@ impl Inner {
         }
     }
 
-    /// What is found, and how long that took once it was this one's turn.
+    /// What is found, and how long that took. With the wait for its turn: where many are watched, each is looked at more
+    /// seldom, and others have their turn.
     async fn look(&self, subject: Subject) -> (Found, Duration) {
+        let asked = Instant::now();
         let Ok(_turn) = self.readers.acquire().await else {
             return (Found::Nothing, Duration::ZERO);
         };
-        let asked = Instant::now();
         let found = self.ask(subject).await;
         let found = found.unwrap_or_else(|error| Found::Trouble(error.to_string().into()));
         (found, asked.elapsed())

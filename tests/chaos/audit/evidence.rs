@@ -8,8 +8,8 @@ use crate::{
     crew::Crew, faults::Faults, ground::Ground, jobs::Job, load::Published, worker::executions,
 };
 
-/// How long a process may have been dead before its supervisor noticed, in microseconds.
-const NOTICED: i64 = 5_000_000;
+/// For how long a worker that leaves may have let go of its jobs before its process ends, in microseconds.
+const LEAVES: i64 = 1_000_000;
 
 const TABLES: &str = "
 CREATE TABLE asked (job_id uuid, position int, handler text, label text, input text, PRIMARY KEY (job_id, position));
@@ -66,7 +66,7 @@ pub async fn put_beside_the_ledger(
     }
     for end in crew.ends() {
         // For good. What it had sent to Postgres may be committed later than that.
-        stroke(pool, &end.worker, "ended", end.at - NOTICED, i64::MAX / 2).await;
+        stroke(pool, &end.worker, "ended", end.alive - LEAVES, i64::MAX / 2).await;
     }
     for trouble in faults.troubles() {
         let slot = format!("w{}", trouble.slot + 1);
