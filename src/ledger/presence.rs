@@ -95,7 +95,7 @@ const GOODBYE: &str = concat!(
      WHERE worker.id = $1 AND job.holder = $1 AND job.status = 'PROCESSING'
 )
 UPDATE cliquet.workers
-   SET stopped_at = clock_timestamp(), succeeded = $2, failed = $3,
+   SET stopped_at = clock_timestamp(), brakes = NULL, succeeded = $2, failed = $3,
        in_hand = coalesce(cardinality((SELECT running FROM stuck)), 0), running = (SELECT running FROM stuck)
  WHERE id = $1"
 );

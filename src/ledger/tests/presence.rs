@@ -49,7 +49,7 @@ async fn each_beat_is_seen() {
 }
 
 #[tokio::test]
-async fn a_beat_tells_which_handlers_are_braked() {
+async fn a_beat_tells_which_handlers_are_braked_and_one_that_has_stopped_brakes_none() {
     let database = Database::new().await;
     let mut ada = database.worker("ada").await;
     let on = crate::retry::BrakeState {
@@ -62,11 +62,16 @@ async fn a_beat_tells_which_handlers_are_braked() {
         last_error: "away".into(),
     };
     let told = "SELECT coalesce(brakes #>> '{0,handler}', 'none') FROM cliquet.workers";
-    ada.presence.tell_brakes(&[on]);
-    ada.presence.beat(Vec::new).await;
-    assert_eq!(database.value::<String>(told).await, "upload");
-    ada.presence.tell_brakes(&[]);
-    ada.presence.beat(Vec::new).await;
+    for (on, expected) in [
+        (&[on.clone()][..], "upload"),
+        (&[], "none"),
+        (&[on], "upload"),
+    ] {
+        ada.presence.tell_brakes(on);
+        ada.presence.beat(Vec::new).await;
+        assert_eq!(database.value::<String>(told).await, expected);
+    }
+    ada.presence.end().await;
     assert_eq!(database.value::<String>(told).await, "none");
 }
 

@@ -294,6 +294,22 @@ impl Stage {
         }
     }
 
+    /// Waits until Postgres has ended the sessions of a worker's process that has ended, and with them what it last asked for.
+    pub async fn let_go(&self, name: &str) {
+        eventually("the dead worker's sessions have ended", async || {
+            let sessions: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_stat_activity
+                  WHERE datname = current_database() AND starts_with(application_name, 'cliquet ' || $1)",
+            )
+            .bind(name)
+            .fetch_one(&self.pool)
+            .await
+            .unwrap();
+            (sessions == 0).then_some(())
+        })
+        .await;
+    }
+
     /// Publishes a job told in the stage's small language: `a:ok b:fail,ok c:ok`. Answers with its id.
     pub async fn publish(&self, scenario: &str) -> Uuid {
         let id = Uuid::now_v7();
@@ -495,9 +511,10 @@ async fn a_worker_process() {
         tokio::spawn(prometheus::serve(exposition.clone(), port.parse().unwrap()));
         tokio::spawn(async move { exposition.upkeep(CancellationToken::new()).await });
     }
+    let database: sqlx::postgres::PgConnectOptions = database.parse().unwrap();
     let pool = sqlx::postgres::PgPoolOptions::new()
         .max_connections(8)
-        .connect(&database)
+        .connect_with(database.application_name(&format!("cliquet {} script", config.name)))
         .await
         .unwrap();
     scripted(config, &Script(pool)).run().await.unwrap();

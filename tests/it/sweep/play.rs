@@ -115,9 +115,14 @@ pub(super) async fn play(stage: &Stage, scene: Scene, end: Option<Passage>) -> P
                 stage.publish(&format!("b:needs:{gate}")).await;
             }
             until(&mut worker, "the handler is braked", async || {
-                let sql =
-                    "SELECT count(*) FROM cliquet.workers WHERE $1 = $1 AND brakes IS NOT NULL";
-                stage.number(sql, job).await > 0
+                // By this one: what those that are dead have told stays.
+                let sql = "SELECT brakes IS NOT NULL FROM cliquet.workers WHERE pid = $1 ORDER BY id DESC LIMIT 1";
+                let told: Option<bool> = sqlx::query_scalar(sql)
+                    .bind(pid)
+                    .fetch_optional(&stage.pool)
+                    .await
+                    .unwrap();
+                told == Some(true)
             })
             .await;
             stage.publish_as(job, &scenario).await;
@@ -162,7 +167,9 @@ pub(super) async fn play(stage: &Stage, scene: Scene, end: Option<Passage>) -> P
     let read = read(&trace);
     let _ = std::fs::remove_file(&trace);
 
-    // What the dead worker leaves behind.
+    // What the dead worker leaves behind, once Postgres has done what it was asked to: it does not see at once that nobody
+    // is there to hear the answer.
+    stage.let_go(&named(stage)).await;
     let held: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT FROM cliquet.jobs job JOIN cliquet.workers worker ON worker.id = job.holder
                          WHERE job.id = $1 AND worker.pid = $2)",
@@ -191,7 +198,7 @@ pub(super) async fn play(stage: &Stage, scene: Scene, end: Option<Passage>) -> P
     .await;
     // What the dead worker had not settled may come back only now, and what this one has not settled does when it stops.
     while {
-        nothing_waits(stage).await;
+        nothing_is_left_to_do(stage).await;
         other.stop().await;
         left(stage).await > 0
     } {
@@ -226,9 +233,15 @@ async fn left(stage: &Stage) -> u32 {
     left
 }
 
-async fn nothing_waits(stage: &Stage) {
-    eventually("no message waits", async || {
-        (left(stage).await == 0).then_some(())
+/// A worker that is asked to stop hands back what it has just begun: it has time for the jobs that are beside the scene's, too.
+async fn nothing_is_left_to_do(stage: &Stage) {
+    let over = "SELECT count(*) = 0 FROM cliquet.jobs WHERE status NOT IN ('SUCCESS', 'FAILED')";
+    eventually("every job is over and no message waits", async || {
+        let over: bool = sqlx::query_scalar(over)
+            .fetch_one(&stage.pool)
+            .await
+            .unwrap();
+        (over && left(stage).await == 0).then_some(())
     })
     .await;
 }
@@ -326,7 +339,12 @@ fn start(
         Scene::HandedOver => environment.push(("STAGE_HAND_OVER_AFTER_MS", "0")),
         _ => {}
     }
-    stage.process_with(&stage.queues.identity.name, &environment)
+    stage.process_with(&named(stage), &environment)
+}
+
+/// What a worker is called that is to die, so that its sessions are told from those of another.
+fn named(stage: &Stage) -> String {
+    format!("mortal {}", stage.queues.identity.name)
 }
 
 /// A job as a user's own transaction puts it into the ledger.

@@ -99,7 +99,8 @@ fn card(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
                 div { dt { "Started" } dd { (exact(worker.started_at, now)) } }
                 div { dt { "Heartbeat" } dd { (time(worker.seen_at, now)) } }
                 @if let Some(stopped) = worker.stopped_at { div { dt { "Stopped" } dd { (exact(stopped, now)) } } }
-                @for brake in brakes(&worker.brakes) {
+                // One that is dead lets nothing wait any more.
+                @for brake in worker.alive.then(|| brakes(&worker.brakes)).into_iter().flatten() {
                     div {
                         dt { "Brake" }
                         dd {
@@ -186,6 +187,9 @@ mod tests {
             "{shown}"
         );
         assert_eq!(shown.matches("<dt>Brake").count(), 1);
+        braked.alive = false;
+        let dead = card(&braked, at(100)).into_string();
+        assert!(!dead.contains("Brake"), "{dead}");
     }
 
     #[test]
