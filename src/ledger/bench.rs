@@ -1,9 +1,10 @@
 //! What `cliquet bench` needs of Postgres: its rows are told apart by their queue, looked at as any reader would, counted
 //! when all is over, and removed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
@@ -15,6 +16,14 @@ use crate::job::{JobId, Position};
 
 /// How many jobs are removed in one transaction.
 const REMOVED_AT_ONCE: i64 = 2_000;
+
+/// A worker that was killed is gone at once, and what it asked for last is still being done: so long it is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Whether there are sessions of a worker that has the name of its queue.
+const SESSIONS: &str = r"
+SELECT EXISTS (SELECT FROM pg_stat_activity
+                WHERE datname = current_database() AND starts_with(application_name, left('cliquet ' || $1 || ' ', 63)))";
 
 /// A benchmark's own connection. While it is open, no other benchmark may use the queue.
 pub(crate) struct Bench {
@@ -228,6 +237,14 @@ impl Bench {
         self.told(made)
     }
 
+    async fn has_worker(&mut self) -> Result<bool, sqlx::Error> {
+        sqlx::query(SESSIONS)
+            .bind(&self.queue)
+            .fetch_one(&mut self.connection)
+            .await?
+            .try_get(0)
+    }
+
     async fn has_effects(&mut self) -> Result<bool, sqlx::Error> {
         sqlx::query("SELECT to_regclass($1) IS NOT NULL")
             .bind(&self.effects.name)
@@ -310,6 +327,10 @@ impl Bench {
         mut removed: impl FnMut(usize),
     ) -> Result<(), LedgerError> {
         let all = async {
+            let deadline = Instant::now() + LAST_WORDS;
+            while self.has_worker().await? && Instant::now() < deadline {
+                sleep(Duration::from_millis(20)).await;
+            }
             let mut from = first.map_or(Uuid::nil(), |first| first.0);
             loop {
                 let rows = sqlx::query(REMOVE)

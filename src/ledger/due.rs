@@ -18,7 +18,7 @@ use crate::job::{Generation, JobId};
 
 /// How long the desk's questions may take, of which some read a whole table; longer than the server's own limit for them.
 const PATIENCE: Duration = match cfg!(test) {
-    true => Duration::from_secs(2), // so that a test can see it end
+    true => Duration::from_secs(5), // so that a test can see it end
     false => NO_ANSWER.saturating_mul(6),
 };
 

@@ -71,7 +71,6 @@ pub struct Minute {
 struct Others {
     jobs: HashMap<JobStatus, i64>,
     as_of: DateTime<Utc>,
-    counted: Counted,
 }
 
 /// How many jobs are SUCCESS.
@@ -81,30 +80,6 @@ struct Success {
     of_queue: Option<HashMap<String, i64>>,
     all: i64,
     as_of: DateTime<Utc>,
-    counted: Counted,
-}
-
-/// When it is to be done again, and what tells that.
-#[derive(Clone, Debug)]
-struct Counted {
-    again: Instant,
-    pace: Pace,
-}
-
-impl Counted {
-    /// One that began then and ends now, after the `last`.
-    fn since(began: Instant, last: Option<Self>) -> Self {
-        let mut pace = last.map_or_else(|| Pace::new(SELDOM, LEAST_PAUSE), |last| last.pace);
-        let now = Instant::now();
-        Self {
-            again: now + pace.after(now - began),
-            pace,
-        }
-    }
-
-    fn stands(&self) -> bool {
-        self.again > Instant::now()
-    }
 }
 
 impl Success {
@@ -128,43 +103,106 @@ pub(super) struct Counts(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    others: std::sync::Mutex<HashMap<Option<String>, Others>>,
-    success: std::sync::Mutex<Option<Success>>,
-    /// Whoever counts. Nobody waits for it who has an earlier count.
-    counting: Mutex<()>,
-    counting_success: Mutex<()>,
+    /// By queue; all are `None`.
+    others: Kept<Others>,
+    /// Of all queues at once.
+    success: Kept<Success>,
 }
 
-impl Counts {
-    fn others(&self, queue: &Option<String>) -> Option<Others> {
-        locked(&self.0.others).get(queue).cloned()
+/// The last counts of one sort, by what they are of. Each is made anew by one who asks when it is time; nobody waits for that
+/// who can have an earlier one.
+#[derive(Debug)]
+struct Kept<T> {
+    last: std::sync::Mutex<HashMap<Option<String>, Counted<T>>>,
+    counting: Mutex<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Counted<T> {
+    count: T,
+    again: Instant,
+    pace: Pace,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self {
+            last: std::sync::Mutex::default(),
+            counting: Mutex::default(),
+        }
+    }
+}
+
+impl<T: Clone> Kept<T> {
+    /// The last count, or a new one where it is time: `anew` makes it and says what it took.
+    async fn get(
+        &self,
+        of: Option<&str>,
+        anew: impl Future<Output = Result<(T, Duration), sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let of = of.map(str::to_owned);
+        let last = || locked(&self.last).get(&of).cloned();
+        let _counting = match last() {
+            Some(last) if last.stands() => return Ok(last.count),
+            Some(last) => match self.counting.try_lock() {
+                Ok(counting) => counting,
+                Err(_) => return Ok(last.count),
+            },
+            None => self.counting.lock().await,
+        };
+        let last = match last() {
+            // Somebody else has just made it.
+            Some(last) if last.stands() => return Ok(last.count),
+            last => last,
+        };
+        let (count, took) = anew.await?;
+        let counted = Counted::after(last, count.clone(), took);
+        let mut kept = locked(&self.last);
+        if kept.len() >= KEPT && !kept.contains_key(&of) {
+            kept.clear();
+        }
+        kept.insert(of, counted);
+        Ok(count)
+    }
+}
+
+impl<T> Counted<T> {
+    /// One that took so long and ends now, after the `last`.
+    fn after(last: Option<Self>, count: T, took: Duration) -> Self {
+        let mut pace = last.map_or_else(|| Pace::new(SELDOM, LEAST_PAUSE), |last| last.pace);
+        Self {
+            count,
+            again: Instant::now() + pace.after(took),
+            pace,
+        }
     }
 
-    fn success(&self) -> Option<Success> {
-        locked(&self.0.success).clone()
+    fn stands(&self) -> bool {
+        self.again > Instant::now()
     }
 }
 
 /// So that a test can stand where somebody counts: it is time, and this one does it until the guard is dropped.
 #[cfg(test)]
 impl Counts {
-    pub(super) async fn counting_now(
-        &self,
-    ) -> (
-        tokio::sync::MutexGuard<'_, ()>,
-        tokio::sync::MutexGuard<'_, ()>,
-    ) {
-        let counting = self.0.counting.lock().await;
-        for others in locked(&self.0.others).values_mut() {
-            others.counted.again = Instant::now();
-        }
-        (counting, self.counting_success_now().await)
+    pub(super) async fn counting_now(&self) -> [tokio::sync::MutexGuard<'_, ()>; 2] {
+        [
+            self.0.others.counting_now().await,
+            self.counting_success_now().await,
+        ]
     }
 
     pub(super) async fn counting_success_now(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        let counting = self.0.counting_success.lock().await;
-        if let Some(success) = &mut *locked(&self.0.success) {
-            success.counted.again = Instant::now();
+        self.0.success.counting_now().await
+    }
+}
+
+#[cfg(test)]
+impl<T> Kept<T> {
+    async fn counting_now(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        let counting = self.counting.lock().await;
+        for counted in locked(&self.last).values_mut() {
+            counted.again = Instant::now();
         }
         counting
     }
@@ -255,37 +293,12 @@ impl Reads {
         })
     }
 
-    /// What is not SUCCESS, counted anew where it is time.
     async fn others(&self, queue: Option<&str>) -> Result<Others, sqlx::Error> {
-        let (counts, key) = (&self.counts, queue.map(str::to_owned));
-        let _counting = match counts.others(&key) {
-            Some(last) if last.counted.stands() => return Ok(last),
-            Some(last) => match counts.0.counting.try_lock() {
-                Ok(counting) => counting,
-                Err(_) => return Ok(last),
-            },
-            None => counts.0.counting.lock().await,
-        };
-        let last = counts.others(&key);
-        // Somebody else may just have done so.
-        if let Some(last) = last.as_ref().filter(|last| last.counted.stands()) {
-            return Ok(last.clone());
-        }
-        let last = last.map(|last| last.counted);
-        let counted = self.count_others(queue, last).await?;
-        let mut kept = locked(&counts.0.others);
-        if kept.len() >= KEPT && !kept.contains_key(&key) {
-            kept.clear();
-        }
-        kept.insert(key, counted.clone());
-        Ok(counted)
+        let anew = self.count_others(queue);
+        self.counts.0.others.get(queue, anew).await
     }
 
-    async fn count_others(
-        &self,
-        queue: Option<&str>,
-        last: Option<Counted>,
-    ) -> Result<Others, sqlx::Error> {
+    async fn count_others(&self, queue: Option<&str>) -> Result<(Others, Duration), sqlx::Error> {
         let mut session = self.pool().acquire().await?;
         let began = Instant::now();
         let row = sqlx::query(OTHERS)
@@ -300,35 +313,19 @@ impl Reads {
             (JobStatus::Cancelled, "cancelled"),
         ]
         .map(|(status, column)| Ok((status, row.try_get(column)?)));
-        Ok(Others {
+        let others = Others {
             jobs: jobs.into_iter().collect::<Result<_, sqlx::Error>>()?,
             as_of: row.try_get("as_of")?,
-            counted: Counted::since(began, last),
-        })
-    }
-
-    /// What is SUCCESS, counted anew where it is time: once for all who ask, whatever queue they ask about.
-    async fn success(&self) -> Result<Success, sqlx::Error> {
-        let counts = &self.counts;
-        let _counting = match counts.success() {
-            Some(last) if last.counted.stands() => return Ok(last),
-            Some(last) => match counts.0.counting_success.try_lock() {
-                Ok(counting) => counting,
-                Err(_) => return Ok(last),
-            },
-            None => counts.0.counting_success.lock().await,
         };
-        let last = counts.success();
-        if let Some(last) = last.as_ref().filter(|last| last.counted.stands()) {
-            return Ok(last.clone());
-        }
-        let last = last.map(|last| last.counted);
-        let counted = self.count_success(last).await?;
-        *locked(&counts.0.success) = Some(counted.clone());
-        Ok(counted)
+        Ok((others, began.elapsed()))
     }
 
-    async fn count_success(&self, last: Option<Counted>) -> Result<Success, sqlx::Error> {
+    /// Once for all who ask, whatever queue they ask about.
+    async fn success(&self) -> Result<Success, sqlx::Error> {
+        self.counts.0.success.get(None, self.count_success()).await
+    }
+
+    async fn count_success(&self) -> Result<(Success, Duration), sqlx::Error> {
         let as_of = sqlx::query_scalar("SELECT statement_timestamp()")
             .fetch_one(self.pool())
             .await?;
@@ -355,12 +352,12 @@ impl Reads {
                 (None, rest.max(0))
             }
         };
-        Ok(Success {
+        let success = Success {
             of_queue,
             all,
             as_of,
-            counted: Counted::since(began, last),
-        })
+        };
+        Ok((success, began.elapsed()))
     }
 }
 
@@ -379,7 +376,6 @@ mod tests {
             of_queue: None,
             all: 1_000_000_000,
             as_of: DateTime::UNIX_EPOCH,
-            counted: Counted::since(Instant::now(), None),
         };
         let whole = StatusCount {
             status: JobStatus::Success,
@@ -390,10 +386,16 @@ mod tests {
         assert_eq!(counted.of(Some("jobs")), None);
     }
 
-    #[test]
-    fn one_slow_count_after_a_quick_one_is_soon_done_again() {
-        let quick = Counted::since(Instant::now(), None);
-        let slow = Counted::since(Instant::now() - Duration::from_secs(2), Some(quick));
-        assert!(slow.again < Instant::now() + Duration::from_secs(5));
+    #[tokio::test]
+    async fn one_slow_count_after_a_quick_one_is_soon_made_again() {
+        let kept = Kept::default();
+        for (count, took) in [(1, Duration::ZERO), (2, Duration::from_secs(2))] {
+            drop(kept.counting_now().await);
+            let anew = async { Ok((count, took)) };
+            assert_eq!(kept.get(None, anew).await.unwrap(), count);
+        }
+        let stands = async { panic!("it is not time") };
+        assert_eq!(kept.get(None, stands).await.unwrap(), 2);
+        assert!(locked(&kept.last)[&None].again < Instant::now() + Duration::from_secs(5));
     }
 }

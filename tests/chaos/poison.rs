@@ -50,8 +50,9 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     let mut rabbit = Rabbit::new(&ground.amqp_url);
     let poison = Job::of(vec![Act::Nothing, Act::Poison, Act::Nothing]);
     for number in 0..=GOOD {
-        let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 150 }, Act::Nothing]);
-        let job = if number == 600 {
+        let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 300 }, Act::Nothing]);
+        // Late enough that both workers hold all they can, also where one began seconds after the other.
+        let job = if number == 900 {
             poison.clone()
         } else {
             good()
@@ -99,6 +100,14 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     .unwrap();
     assert_eq!(tasks, ["SUCCESS", "FAILED", "PENDING"]);
 
+    // One that was started after the last death and is asked to stop before it has begun ends otherwise.
+    within(Duration::from_secs(60), "both consume", async || {
+        let queue = rabbit.queue(QUEUE).await;
+        queue
+            .is_some_and(|(_, consumers)| consumers == 2)
+            .then_some(())
+    })
+    .await;
     crew.dismiss().await;
     let ends = crew.counts();
     let three_deaths = [("aborted".to_owned(), 3), ("stopped".to_owned(), 2)];

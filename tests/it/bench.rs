@@ -74,7 +74,7 @@ async fn a_benchmark_with_browsers_tells_what_they_cost_and_how_long_pages_take(
         "--name",
         &name,
         "--jobs",
-        "200",
+        "600",
         "--rate",
         "0",
         "--history",
@@ -88,7 +88,7 @@ async fn a_benchmark_with_browsers_tells_what_they_cost_and_how_long_pages_take(
     assert_eq!(report["verified"], true, "{report}");
     assert_eq!(
         (&report["jobs"], &report["history"]),
-        (&200.into(), &5_000.into())
+        (&600.into(), &5_000.into())
     );
     let watched = &report["watched"];
     for figure in ["tasks_per_second", "ratio"] {

@@ -12,8 +12,8 @@ use crate::{
     repair::enqueue,
     support::{
         binary::Binary,
-        eventually,
-        prometheus::{Prometheus, free_port, names, promtool, told},
+        eventually, free_port,
+        prometheus::{Prometheus, names, promtool, told},
         services::Services,
         stage::Stage,
     },

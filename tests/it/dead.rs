@@ -165,22 +165,28 @@ async fn a_command_that_is_killed_while_it_looks_loses_nothing() {
     queues.declare().await;
     let bodies = park_numbers(&queues, MESSAGES).await;
     let binary = Binary::with(&queues, "");
-    for _ in 0..3 {
+    let (mut killed, mut starts) = (0, 0);
+    while killed < 3 {
+        starts += 1;
+        assert!(starts <= 20, "each time it was done before it was seen");
         let mut command = binary.command(&["dead", "list", "--json", "--limit", "100000"]);
         let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let held = eventually("it holds messages", async || {
+        let held = eventually("it holds messages, or is done", async || {
             let ready = queues.depth(Place::Dead).await;
-            (ready < MESSAGES).then_some(MESSAGES - ready)
+            let done = child.try_wait().unwrap().is_some();
+            (ready < MESSAGES || done).then_some(MESSAGES - ready)
         })
         .await;
         child.kill().unwrap();
         let status = child.wait().unwrap();
-        assert_eq!(status.code(), None, "it was killed while it held {held}");
-        println!("killed while it held {held} of {MESSAGES}");
+        if status.code().is_none() {
+            killed += 1;
+            println!("killed while it held {held} of {MESSAGES}");
+        }
         holds(&queues, Place::Dead, MESSAGES).await;
     }
     // Each is there once; their order is the broker's.

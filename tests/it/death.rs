@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use cliquet::fail_point::FailPoint;
+
 use crate::support::{eventually, stage::Stage};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,10 +65,19 @@ async fn a_killed_worker_loses_no_task() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_worker_ends_its_task_and_hands_the_rest_back() {
     let stage = Stage::new().await;
-    let mut first = stage.process("first");
+    let trace = format!("{}/{}", env!("CARGO_TARGET_TMPDIR"), uuid::Uuid::new_v4());
+    let mut first = stage.process_with("first", &[("CLIQUET_FAIL_POINT_TRACE", &trace)]);
     let job = stage.publish("a:ok b:gate:two c:ok").await;
     stage.script.reached("two", 1).await;
     first.signal("TERM");
+    eventually("it is leaving", async || {
+        let passed = std::fs::read_to_string(&trace).unwrap_or_default();
+        passed
+            .lines()
+            .any(|point| point == FailPoint::Draining.name())
+            .then_some(())
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(
         stage.tasks(job).await,
@@ -75,6 +86,7 @@ async fn a_stopped_worker_ends_its_task_and_hands_the_rest_back() {
     );
     stage.script.open("two").await;
     assert_eq!(first.ended().await, Some(0));
+    let _ = std::fs::remove_file(&trace);
     assert_eq!(stage.tasks(job).await, "1:SUCCESS 2:SUCCESS 3:PENDING");
     assert_eq!(stage.status(job).await.as_deref(), Some("PENDING"));
 
@@ -165,7 +177,7 @@ async fn a_second_signal_leaves_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_hangs_is_taken_over_and_fenced() {
     let stage = Stage::new().await;
-    let mut hung = stage.process("hung");
+    let mut hung = stage.process_with("hung", &[("STAGE_PATIENCE_MS", "3000")]);
     let job = stage.publish("a:ok b:write-gate:two c:write").await;
     stage.script.reached("two", 1).await;
     hung.signal("STOP");

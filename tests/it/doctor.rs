@@ -567,7 +567,7 @@ async fn parked_jobs_are_told_by_handler_and_reason_and_are_a_warning() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_hangs_and_one_that_was_killed_are_told_apart() {
     let stage = Stage::new().await;
-    let mut worker = stage.process("ada");
+    let mut worker = stage.process_with("ada", &[("STAGE_PATIENCE_MS", "3000")]);
     let job = stage.publish("a:hang").await;
     stage.reaches(job, "PROCESSING").await;
     let binary = Binary::on(&stage, "");
@@ -603,10 +603,12 @@ async fn a_worker_that_hangs_and_one_that_was_killed_are_told_apart() {
 async fn a_stuck_job_is_found_and_its_remedy_has_it_taken_over() {
     for forgotten in [false, true] {
         let stage = Stage::new().await;
-        let mut ada = stage.process("ada's \"first\"");
+        let name = "ada's \"first\"";
+        let mut ada = stage.process_with(name, &[("STAGE_PATIENCE_MS", "3000")]);
         let job = stage.publish("a:gate:g b:ok").await;
         stage.script.reached("g", 1).await;
         ada.kill();
+        stage.let_go(name).await;
         eventually("its message is back", async || {
             (stage.queues.depth(Place::Work).await == 1).then_some(())
         })

@@ -151,7 +151,7 @@ async fn results_of_earlier_tasks_are_there_after_a_resume() {
 /// A library that the handler calls may begin and commit transactions of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nested_transaction_commits_nothing_of_its_own() {
-    let stage = Stage::with_ladder(&["2s"]).await;
+    let stage = Stage::with_ladder(&["5s"]).await;
     let builder =
         stage
             .builder(stage.config())

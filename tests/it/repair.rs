@@ -13,7 +13,7 @@ use crate::support::{eventually, stage::Stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_message_is_lost_is_sent_again() {
-    let stage = Stage::with_ladder(&["3s"]).await;
+    let stage = Stage::with_ladder(&["8s"]).await;
     let worker = stage.worker();
     let job = stage.publish("a:ok b:fail,ok c:ok").await;
     stage.reaches(job, "RETRYING").await;
@@ -66,7 +66,7 @@ async fn a_job_that_holds_its_delivery_for_long_is_handed_over_between_two_tasks
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_copy_changes_nothing_and_does_not_run_the_job_early() {
-    let stage = Stage::with_ladder(&["3s"]).await;
+    let stage = Stage::with_ladder(&["8s"]).await;
     let worker = stage.worker();
     let job = stage.publish("a:fail,ok b:ok").await;
     stage.reaches(job, "RETRYING").await;

@@ -7,7 +7,7 @@ use crate::support::{eventually, stage::Stage};
 /// The seed's scenario, seen by another connection at each moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_skips_what_succeeded_and_resumes_at_the_failed_task() {
-    let stage = Stage::with_ladder(&["2s"]).await;
+    let stage = Stage::with_ladder(&["8s"]).await;
     let worker = stage.worker();
     let job = stage
         .publish("a:ok b:gate:two c:fail,gate:three d:ok e:ok")
@@ -53,7 +53,7 @@ async fn a_retry_skips_what_succeeded_and_resumes_at_the_failed_task() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_job_waits_in_the_delay_queue() {
-    let stage = Stage::with_ladder(&["3s"]).await;
+    let stage = Stage::with_ladder(&["8s"]).await;
     let worker = stage.worker();
     let job = stage.publish("a:fail,ok").await;
     stage.reaches(job, "RETRYING").await;

@@ -60,6 +60,9 @@ async fn play_all(
 /// The attempt that is under way at these points is made once more, and no other ever is.
 const IN_FLIGHT: [FailPoint; 4] = [AfterHandler, BeforeAdvance, BeforeCommit, BeforeFail];
 
+/// What is passed here is no part of a run. The next one may be under way already where a copy's way over its rung was shorter.
+const BESIDE_A_RUN: [FailPoint; 4] = [BeforeSent, AfterSent, BeforeAcknowledge, AfterAcknowledge];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_at_any_boundary_loses_nothing_and_does_nothing_twice() {
     let began = Instant::now();
@@ -109,7 +112,11 @@ async fn a_worker_killed_at_any_boundary_loses_nothing_and_does_nothing_twice() 
         let expected = scene == Scene::Ordinary && IN_FLIGHT.contains(&point);
         match outcome {
             Err(error) => wrong.push(format!("{scene:?}, {}:{passage}: {error}", point.name())),
-            Ok(played) if scene == Scene::Ordinary && played.in_flight.is_some() != expected => {
+            Ok(played)
+                if scene == Scene::Ordinary
+                    && !BESIDE_A_RUN.contains(&point)
+                    && played.in_flight.is_some() != expected =>
+            {
                 wrong.push(format!(
                     "{scene:?}, {}:{passage}: in flight was {:?}",
                     point.name(),

@@ -1,15 +1,13 @@
 //! TLS to both services, with certificates of a private authority: what is right is used, and whatever is wrong is refused
 //! with a sentence that names the cause. Real listeners of services of the test's own.
 
-use std::net::TcpListener;
-
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use url::Url;
 
-use crate::support::{binary::Binary, eventually, services::Services, stage::Stage};
+use crate::support::{binary::Binary, eventually, free_port, services::Services, stage::Stage};
 
 /// A certificate and its key, in PEM format.
 struct Pair {
@@ -41,11 +39,6 @@ impl Authority {
             key: key.serialize_pem(),
         }
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// What stands between the lines that begin and end a PEM.
@@ -90,6 +83,16 @@ async fn certify(database_url: &str, name: &str, pair: &Pair) {
             .await
             .unwrap();
     }
+    // Read again in its own time; whoever connects afterwards is given what was read.
+    eventually("Postgres has read its settings again", async || {
+        let mut next = PgConnection::connect(database_url).await.unwrap();
+        let file: String = sqlx::query_scalar("SHOW ssl_cert_file")
+            .fetch_one(&mut next)
+            .await
+            .unwrap();
+        (file == format!("{name}.crt")).then_some(())
+    })
+    .await;
 }
 
 /// The address over TLS.

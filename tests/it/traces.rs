@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::support::{
     binary::Binary,
     collector::{Collector, Span},
-    eventually,
+    eventually, free_port,
     stage::{Stage, WorkerProcess, body},
 };
 
@@ -341,9 +341,7 @@ async fn a_collector_that_is_away_costs_no_job_and_is_told_once() {
     // One refuses, the other takes connections and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_port = silent.local_addr().unwrap().port();
-    let refusing = TcpListener::bind("127.0.0.1:0").unwrap();
-    let refusing_port = refusing.local_addr().unwrap().port();
-    drop(refusing);
+    let refusing_port = free_port();
     for port in [refusing_port, silent_port] {
         let mut binary = Binary::on(&stage, WELL);
         traced(&mut binary, &format!("http://127.0.0.1:{port}"));

@@ -148,7 +148,8 @@ async fn a_broker_that_lost_its_disk_loses_no_job_and_no_retry_chain_forks() {
         job
     };
     // A worker of its own has a job in hand, and will die with the broker.
-    let mut dying = stage.process_with("dying", &[("STAGE_CONCURRENCY", "1")]);
+    let alone = [("STAGE_CONCURRENCY", "1"), ("STAGE_PATIENCE_MS", "3000")];
+    let mut dying = stage.process_with("dying", &alone);
     let orphan = publish("a:ok b:write-gate:orphan c:ok", &[1, 2, 2, 3]).await;
     stage.script.reached("orphan", 1).await;
     let worker = stage.worker_with(Config {

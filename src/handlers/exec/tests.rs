@@ -436,7 +436,7 @@ async fn a_program_that_is_cut_short_may_clean_up() {
     let dir = Scratch::new();
     let here = dir.0.display();
     let script = format!(
-        "trap 'echo bye; echo bye >&2; sleep 0.1; echo $$ > {here}/cleaned; exit' TERM; echo $$ > {here}/leader
+        "trap 'echo bye; echo bye >&2; sleep 0.02; echo $$ > {here}/cleaned; exit' TERM; echo $$ > {here}/leader
          while :; do sleep 0.02; done"
     );
     let exec = sh(&script);
@@ -486,7 +486,7 @@ async fn a_child_that_holds_nothing_open_is_killed_too() {
 
 #[tokio::test]
 async fn a_child_may_finish_the_output_shortly_after_the_program() {
-    let late = sh("printf '[1,'; (sleep 0.1; printf '2]') &");
+    let late = sh("printf '[1,'; (sleep 0.02; printf '2]') &");
     assert_eq!(result(&late).await, json!([1, 2]));
 }
 

@@ -311,7 +311,7 @@ async fn jobs_of_dead_workers_are_abandoned_and_those_of_the_living_are_not() {
     ada.claimed(&stopped).await;
     bob.claimed(&silent).await;
     eve.claimed(&living).await;
-    ada.presence.end().await;
+    ada.leave(&database).await;
     stale(&database, &bob).await;
     let mut jobs: Vec<_> = abandoned(&eve)
         .await
@@ -331,7 +331,7 @@ async fn a_dead_worker_that_holds_nothing_is_cleared_once_it_has_been_dead_for_a
     let (ada, bob) = (database.worker("ada").await, database.worker("bob").await);
     let cleared = "SELECT cleared_at IS NOT NULL FROM cliquet.workers WHERE name = 'ada'";
     let id = ada.id();
-    ada.presence.end().await;
+    ada.leave(&database).await;
     abandoned(&bob).await;
     assert!(
         !database.value::<bool>(cleared).await,

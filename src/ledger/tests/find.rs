@@ -659,7 +659,7 @@ async fn what_a_dead_worker_has_left_behind_is_counted_and_found() {
     // Many jobs since: only the heartbeats have told. And one of bob's has ended since the last.
     fill(&database, 150, None).await;
     cancel(&database, left[2].id).await;
-    bob.presence.end().await;
+    bob.leave(&database).await;
     let id = ada.id();
     stale(&database, &ada).await;
     ada.die(&database).await;
@@ -795,7 +795,7 @@ async fn a_worker_tells_what_it_does_in_which_minute_once_and_forgets_after_two_
         .await;
     ada.finish(&job_of(3)).await;
     // With its goodbye, too.
-    ada.presence.end().await;
+    ada.leave(&database).await;
     let minutes = "SELECT coalesce(string_agg(succeeded::text, ' '), '') FROM cliquet.activity";
     assert_eq!(database.value::<String>(minutes).await, "3");
     // What a worker that is gone has left, the next one that begins forgets.
@@ -822,7 +822,7 @@ async fn workers_are_told_with_what_each_does_now() {
     let running = [(old.id, Epoch(1)), (young.id, Epoch(1))];
     ada.presence.beat(|| running.to_vec()).await;
     let id = bob.id();
-    bob.presence.end().await;
+    bob.leave(&database).await;
 
     let workers = reads(&database).workers(None).await.unwrap();
     let names: Vec<_> = workers

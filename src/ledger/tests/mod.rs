@@ -1,6 +1,7 @@
 //! The ledger against a real Postgres: every test has a database of its own, and tells one behaviour in its name.
 
 mod advance;
+mod bench;
 mod cancel;
 mod claim;
 mod defer;
@@ -34,7 +35,7 @@ use crate::job::JobMessage;
 const SESSIONS: u32 = 4;
 
 /// A Postgres that does not answer for so long has a bug to show.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A database that exists for one test, and is dropped with this value, also when the test panics.
 pub(super) struct Database {
@@ -358,6 +359,19 @@ impl Worker {
             self.advance(stand, json!(null), Next::Finish).await,
             Written::Committed
         );
+    }
+
+    /// Says goodbye, and the ledger has heard it: the worker itself does not wait for long.
+    pub(super) async fn leave(self, database: &Database) {
+        let sql = format!(
+            "SELECT stopped_at IS NOT NULL FROM cliquet.workers WHERE id = {}",
+            self.id()
+        );
+        self.presence.end().await;
+        until("the goodbye is written", async || {
+            database.value(&sql).await
+        })
+        .await;
     }
 
     /// Ends as a killed process does: its sockets close, its lock is free, and nothing else is written.

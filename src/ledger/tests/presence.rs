@@ -71,7 +71,7 @@ async fn a_beat_tells_which_handlers_are_braked_and_one_that_has_stopped_brakes_
         ada.presence.beat(Vec::new).await;
         assert_eq!(database.value::<String>(told).await, expected);
     }
-    ada.presence.end().await;
+    ada.leave(&database).await;
     assert_eq!(database.value::<String>(told).await, "none");
 }
 
@@ -146,7 +146,7 @@ async fn a_worker_that_ends_says_so_and_frees_its_lock() {
     let database = Database::new().await;
     let ada = database.worker("ada").await;
     let id = ada.id();
-    ada.presence.end().await;
+    ada.leave(&database).await;
     let stopped: bool = database
         .value("SELECT stopped_at IS NOT NULL FROM cliquet.workers")
         .await;

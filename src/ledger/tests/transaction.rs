@@ -582,6 +582,13 @@ async fn a_handlers_commit_looks_its_rows_up_in_a_session_of_any_settings() {
             "SELECT sum({kind})::int8 FROM pg_stat_user_tables WHERE relname IN ('jobs', 'tasks')"
         )
     };
+    // Sessions count what they did when they end: those that made the tables have.
+    until("no other session is left", async || {
+        database
+            .value("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'")
+            .await
+    })
+    .await;
     let before: i64 = database.value(&scans("seq_scan")).await;
     let ada = database.worker("ada").await;
     for _ in 0..3 {

@@ -67,6 +67,7 @@ pub(super) struct Counts {
 impl BenchWorker {
     pub(in crate::ops) async fn run(self, desk: Desk) -> Result<ExitCode, Failure> {
         let mut config = desk.config;
+        config.name.clone_from(&self.queue); // by which its sessions are known to whoever removes its rows
         config.queue = self.queue;
         config.concurrency = self.concurrency;
         config.ladder = ladder()?;

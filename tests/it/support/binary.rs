@@ -72,7 +72,7 @@ queue = "{}"
 concurrency = 4
 drain_timeout = "5s"
 heartbeat = "300ms"
-patience = "3s"
+patience = "60s"
 reconcile_every = "500ms"
 ladder = ["200ms", "1s"]
 [retry]
@@ -162,7 +162,7 @@ max = "1s"
 
     /// Runs a command to its end, with these bytes on standard input.
     pub async fn feed(&self, arguments: &[&str], input: &[u8]) -> Ended {
-        self.ends_within(20, arguments, input).await
+        self.ends_within(60, arguments, input).await
     }
 
     async fn ends_within(&self, seconds: u64, arguments: &[&str], input: &[u8]) -> Ended {
@@ -254,8 +254,8 @@ pub struct Followed {
 impl Followed {
     /// The next line of its standard output; none once it has ended.
     pub async fn line(&mut self) -> Option<String> {
-        let line = timeout(Duration::from_secs(20), self.lines.next_line()).await;
-        line.expect("no line within 20 s").unwrap()
+        let line = timeout(Duration::from_secs(60), self.lines.next_line()).await;
+        line.expect("no line within a minute").unwrap()
     }
 
     /// Sends a signal by name: TERM, INT.

@@ -34,16 +34,18 @@ impl Detour {
             let (connections, closed) = (connections.clone(), closed.clone());
             async move {
                 while let Ok((mut here, _)) = listener.accept().await {
+                    let there = there.clone();
+                    // Until it is in the list: whoever cuts or closes finds it there.
+                    let mut connections = connections.lock().unwrap();
                     if closed.load(Ordering::Relaxed) {
                         continue;
                     }
-                    let there = there.clone();
                     let passing = tokio::spawn(async move {
                         if let Ok(mut there) = TcpStream::connect(there).await {
                             let _ = copy_bidirectional(&mut here, &mut there).await;
                         }
                     });
-                    connections.lock().unwrap().push(passing.abort_handle());
+                    connections.push(passing.abort_handle());
                 }
             }
         });

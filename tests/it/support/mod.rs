@@ -42,15 +42,26 @@ fn variable(name: &str) -> String {
     })
 }
 
-/// Repeats a question until it is answered with something, and fails after 20 s with the words of what was expected.
+/// Repeats a question until it is answered with something, and fails after a minute with the words of what was expected.
 pub async fn eventually<T>(what: &str, mut question: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(answer) = question().await {
             return answer;
         }
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
         sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A port that nobody listens on now. Below those that the kernel gives to clients and those of `deploy/dev`, and at random,
+/// so that nobody else takes it before it is used.
+pub fn free_port() -> u16 {
+    loop {
+        let port = 10_000 + (uuid::Uuid::new_v4().as_u128() % 10_000) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

@@ -17,17 +17,11 @@ use tokio::{
 use url::Url;
 use uuid::Uuid;
 
-use super::eventually;
+use super::{eventually, free_port};
 
 /// Where Prometheus's files are in the repository.
 pub fn deployed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus")
-}
-
-/// A port that nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Answers every request with the metrics of this process.
