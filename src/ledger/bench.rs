@@ -17,13 +17,14 @@ use crate::job::{JobId, Position};
 /// How many jobs are removed in one transaction.
 const REMOVED_AT_ONCE: i64 = 2_000;
 
-/// A worker that was killed is gone at once, and what it asked for last is still being done: so long it is waited for.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Postgres still does what a killed worker asked for last. Its sessions are waited for, so long at most: longer than a lane's
+/// statement may take.
+const LAST_WORDS: Duration = Duration::from_secs(20);
 
 /// Whether there are sessions of a worker that has the name of its queue.
 const SESSIONS: &str = r"
 SELECT EXISTS (SELECT FROM pg_stat_activity
-                WHERE datname = current_database() AND starts_with(application_name, left('cliquet ' || $1 || ' ', 63)))";
+                WHERE datname = current_database() AND starts_with(application_name, 'cliquet ' || $1 || ' '))";
 
 /// A benchmark's own connection. While it is open, no other benchmark may use the queue.
 pub(crate) struct Bench {
@@ -319,7 +320,7 @@ impl Bench {
         self.told(counted)
     }
 
-    /// Removes the jobs of the queue from `first` on, a few thousand at a time, and tells how many each time; without
+    /// Waits for what a killed worker of the queue has asked for last. Then removes the jobs of the queue from `first` on, a few thousand at a time, and tells how many each time; without
     /// `first` all of them, for which every job of the ledger is looked at. The worker's row goes too.
     pub(crate) async fn remove(
         &mut self,

@@ -435,8 +435,15 @@ impl<'f> Question<'f> {
 }
 
 /// Workers that may hold a job, though they be dead: nobody has found yet that they hold nothing.
-pub(super) const MAY_HOLD: &str =
-    "(worker.cleared_at IS NULL OR worker.cleared_at < worker.seen_at)";
+macro_rules! may_hold {
+    () => {
+        "(worker.cleared_at IS NULL OR worker.cleared_at < worker.seen_at)"
+    };
+}
+pub(super) use may_hold;
+
+/// As a text of its own.
+pub(super) const MAY_HOLD: &str = may_hold!();
 
 /// The task that a job `j` stands at. One of many tasks is not walked along from its beginning: what failed last was where it
 /// stood then, and it never goes back.

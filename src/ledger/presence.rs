@@ -85,7 +85,7 @@ macro_rules! told {
     };
 }
 
-/// What it still holds stays told: it is stuck until another worker has taken it over.
+/// What it still holds stays told: it is stuck until another worker has taken it over. Its brakes end with it.
 const GOODBYE: &str = concat!(
     "WITH ",
     told!(),

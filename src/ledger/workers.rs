@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::{
     LedgerError,
-    find::of_any_age,
+    find::{may_hold, of_any_age},
     read::{Reads, unusable},
 };
 use crate::job::{JobId, Position};
@@ -46,11 +46,11 @@ pub struct WorkerView {
     pub seen_at: DateTime<Utc>,
     /// When it said goodbye.
     pub stopped_at: Option<DateTime<Utc>>,
-    /// What it is doing now, the oldest first; at most 20.
+    /// What it is doing now, the oldest first; at most 20. Of one that is dead: what it has left behind, and nobody has taken over.
     pub running: Vec<Running>,
-    /// How many jobs it holds, as of its last heartbeat.
+    /// How many jobs it holds: while it is alive as of its last heartbeat, then those that nobody has taken over.
     pub jobs: i64,
-    /// The handlers that it has braked, as of its last heartbeat: an array, or null.
+    /// The handlers that it has braked, as of its last heartbeat: an array, or null. A dead one brakes none.
     pub brakes: serde_json::Value,
 }
 
@@ -84,11 +84,15 @@ SELECT id, name, host, pid, version, queue, started_at, seen_at, stopped_at, in_
 ) told) worker
  WHERE alive OR number <= $2 ORDER BY alive DESC, id DESC";
 
-/// What they told, and what is too young to have been told.
+/// What they told, and what is too young to have been told. Of those that are alive the beginning is enough, since they tell how
+/// many there are.
 const RUNNING: &str = concat!(
     r"
 WITH candidate AS (
-    SELECT unnest(worker.running[1:100]) AS id FROM cliquet.workers worker WHERE worker.id = ANY ($1)
+    SELECT unnest(CASE WHEN worker.id = ANY ($2) THEN worker.running[1:100] ELSE worker.running END) AS id
+      FROM cliquet.workers worker WHERE worker.id = ANY ($1) AND ",
+    may_hold!(),
+    r"
     UNION
     SELECT newest.id FROM (SELECT id, holder FROM cliquet.jobs WHERE ",
     of_any_age!(),
@@ -122,15 +126,19 @@ impl Reads {
             .await?;
         let mut workers: Vec<WorkerView> = rows.iter().map(worker).collect::<Result<_, _>>()?;
         let ids: Vec<_> = workers.iter().map(|worker| worker.id).collect();
+        let alive = workers.iter().filter(|worker| worker.alive);
+        let alive: Vec<_> = alive.map(|worker| worker.id).collect();
         let rows = sqlx::query(RUNNING)
             .bind(ids)
+            .bind(alive)
             .fetch_all(self.pool())
             .await?;
-        let mut running: HashMap<i64, Vec<Running>> = HashMap::new();
+        let mut holds: HashMap<i64, (i64, Vec<Running>)> = HashMap::new();
         for row in &rows {
-            let of_worker = running.entry(row.try_get("holder")?).or_default();
-            if of_worker.len() < SHOWN {
-                of_worker.push(Running {
+            let (jobs, running) = holds.entry(row.try_get("holder")?).or_default();
+            *jobs += 1;
+            if running.len() < SHOWN {
+                running.push(Running {
                     job: JobId(row.try_get("id")?),
                     kind: row.try_get("kind")?,
                     position: row.try_get("position")?,
@@ -140,9 +148,15 @@ impl Reads {
             }
         }
         for worker in &mut workers {
-            worker.running = running.remove(&worker.id).unwrap_or_default();
-            // What it has begun since its last heartbeat counts, too.
-            worker.jobs = worker.jobs.max(worker.running.len() as i64);
+            let (jobs, running) = holds.remove(&worker.id).unwrap_or_default();
+            worker.running = running;
+            if worker.alive {
+                // What it has begun since its last heartbeat counts, too.
+                worker.jobs = worker.jobs.max(jobs);
+            } else {
+                // Nothing that it told of itself is true for longer than it lives.
+                (worker.jobs, worker.brakes) = (jobs, serde_json::Value::Null);
+            }
         }
         Ok(workers)
     }

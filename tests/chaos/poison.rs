@@ -68,7 +68,7 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     // Two workers with 128 jobs each: 256 in flight.
     let crew = Crew::start(&ground, 2, settings).await;
 
-    within(Duration::from_secs(120), "every job is over", async || {
+    within(Duration::from_secs(180), "every job is over", async || {
         let over: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM cliquet.jobs WHERE status IN ('SUCCESS', 'FAILED')",
         )

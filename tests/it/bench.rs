@@ -264,6 +264,12 @@ async fn what_a_killed_benchmark_left_is_removed_by_the_next() {
         leavings(&stage, &name).await[..2],
         ["10 rows of jobs", "1 rows of workers"]
     );
+    // By which its sessions are known to whoever removes its rows.
+    let worker: String = sqlx::query_scalar("SELECT name FROM cliquet.workers")
+        .fetch_one(&stage.pool)
+        .await
+        .unwrap();
+    assert_eq!(worker, format!("cliquet.bench.{name}"));
     let report = bench(&binary, &["--name", &name, "--jobs", "10", "--rate", "0"]).await;
     assert_eq!(
         (report["verified"].as_bool(), report["jobs"].as_i64()),

@@ -259,7 +259,7 @@ async fn a_handlers_own_limit_wins_and_zero_never_brakes() {
         stage.reaches(job, "FAILED").await;
     }
     drop(stop);
-    tokio::time::timeout(Duration::from_secs(20), running)
+    tokio::time::timeout(Duration::from_secs(60), running)
         .await
         .unwrap()
         .unwrap()

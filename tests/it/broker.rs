@@ -805,14 +805,14 @@ async fn a_deleted_queue_is_built_again_and_consuming_goes_on() {
     state.mark_unchanged();
     queues.delete(Place::Work).await;
     timeout(
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         state.wait_for(|connected| !connected),
     )
     .await
     .expect("not noticed")
     .unwrap();
     timeout(
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         state.wait_for(|connected| *connected),
     )
     .await

@@ -1070,7 +1070,7 @@ async fn a_reader_that_leaves_after_the_first_line_loses_no_job() {
     let first = lines.next_line().await.unwrap().unwrap();
     first.parse::<Uuid>().unwrap();
     drop(lines);
-    let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), child.wait()).await;
     assert_eq!(ended.unwrap().unwrap().code(), Some(0));
     assert_eq!(queues.depth(Place::Work).await, 300);
 }

@@ -52,12 +52,7 @@ async fn every_metric_that_alerts_and_dashboard_name_is_there_and_counts_exactly
     let prometheus = Prometheus::start(&[first, second], rabbitmq);
     let worker = |name: &str, port: u16| {
         let port = port.to_string();
-        let environment = [
-            ("STAGE_METRICS_PORT", &*port),
-            ("STAGE_BRAKE_AFTER", "8"),
-            // A beat that is late on a busy machine would be counted as a connection lost.
-            ("STAGE_PATIENCE_MS", "60000"),
-        ];
+        let environment = [("STAGE_METRICS_PORT", &*port), ("STAGE_BRAKE_AFTER", "8")];
         stage.process_with(name, &environment)
     };
 

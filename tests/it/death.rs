@@ -10,7 +10,7 @@ use crate::support::{eventually, stage::Stage};
 async fn a_killed_worker_loses_no_task() {
     let stage = Stage::new().await;
     // Longer than this test waits: what takes over is told by the two witnesses, and by no heartbeat.
-    let patient = [("STAGE_PATIENCE_MS", "60000")];
+    let patient = [("STAGE_PATIENCE_MS", "600000")];
     let mut first = stage.process_with("first", &patient);
     let job = stage.publish("a:write b:write-gate:two c:write").await;
     stage.script.reached("two", 1).await;

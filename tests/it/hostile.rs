@@ -1,11 +1,8 @@
 //! Input that means harm, or looks as if: whatever a queue can hold and a program can print, to a real worker process. Every
 //! message ends parked with its reason or as a job that failed with one, and the same process goes on with the next.
 
-use std::time::Duration;
-
 use cliquet::{
     broker::Place,
-    config::Config,
     job::{JobMessage, MAX_BODY_BYTES},
 };
 use lapin::{
@@ -585,11 +582,7 @@ async fn unmoved(stage: &Stage, job: Uuid, scenario: &str, reason: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_copy_of_a_running_job_takes_it_from_nobody() {
     let stage = Stage::new().await;
-    let patient = || Config {
-        patience: Duration::from_secs(60),
-        ..stage.config()
-    };
-    let (ada, bob) = (stage.worker_with(patient()), stage.worker_with(patient()));
+    let (ada, bob) = (stage.worker(), stage.worker());
     let scenario = "a:gate:g b:ok";
     let job = stage.publish(scenario).await;
     stage.script.reached("g", 1).await;

@@ -24,8 +24,6 @@ async fn work_that_takes_longer_than_the_brokers_patience_is_done_once_and_harms
     let worker = || {
         stage.worker_with(Config {
             hand_over_after: Duration::from_millis(700),
-            // Both are busy, and nobody's death is what this is about.
-            patience: Duration::from_secs(60),
             ..stage.config()
         })
     };

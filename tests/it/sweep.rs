@@ -60,7 +60,8 @@ async fn play_all(
 /// The attempt that is under way at these points is made once more, and no other ever is.
 const IN_FLIGHT: [FailPoint; 4] = [AfterHandler, BeforeAdvance, BeforeCommit, BeforeFail];
 
-/// What is passed here is no part of a run. The next one may be under way already where a copy's way over its rung was shorter.
+/// A run is over when these are passed. At the first passage the next one may be under way, if the copy was back from its rung
+/// before.
 const BESIDE_A_RUN: [FailPoint; 4] = [BeforeSent, AfterSent, BeforeAcknowledge, AfterAcknowledge];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,7 +115,7 @@ async fn a_worker_killed_at_any_boundary_loses_nothing_and_does_nothing_twice() 
             Err(error) => wrong.push(format!("{scene:?}, {}:{passage}: {error}", point.name())),
             Ok(played)
                 if scene == Scene::Ordinary
-                    && !BESIDE_A_RUN.contains(&point)
+                    && !(BESIDE_A_RUN.contains(&point) && passage == 1)
                     && played.in_flight.is_some() != expected =>
             {
                 wrong.push(format!(

@@ -864,6 +864,40 @@ async fn workers_are_told_with_what_each_does_now() {
 }
 
 #[tokio::test]
+async fn a_dead_worker_is_told_to_hold_what_nobody_has_taken_over_and_to_brake_nothing() {
+    let database = Database::new().await;
+    let (mut ada, bob) = (database.worker("ada").await, database.worker("bob").await);
+    let left: Vec<_> = (0..4).map(|_| job_of(1)).collect();
+    for message in &left {
+        ada.claimed(message).await;
+    }
+    database
+        .run("UPDATE cliquet.jobs SET created_at = now() - interval '1 day'")
+        .await;
+    let running: Vec<_> = left.iter().map(|message| (message.id, Epoch(1))).collect();
+    ada.presence.tell_brakes(&[brake()]);
+    ada.presence.beat(|| running.clone()).await;
+    let told = async || {
+        let workers = reads(&database).workers(None).await.unwrap();
+        let ada = workers
+            .into_iter()
+            .find(|worker| worker.name == "ada")
+            .unwrap();
+        (ada.alive, ada.jobs, ada.running.len(), ada.brakes.is_null())
+    };
+    assert_eq!(told().await, (true, 4, 4, false));
+    database
+        .run("UPDATE cliquet.workers SET patience = '1ms' WHERE name = 'ada'")
+        .await;
+    ada.die(&database).await;
+    assert_eq!(told().await, (false, 4, 4, true));
+    for message in &left[..3] {
+        bob.claimed_by(asks(message)).await;
+    }
+    assert_eq!(told().await, (false, 1, 1, true));
+}
+
+#[tokio::test]
 async fn a_readers_session_changes_nothing_and_takes_five_seconds_at_most() {
     let database = Database::new().await;
     let pool = database.address.reader_pool("reader", 1);

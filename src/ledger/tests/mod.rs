@@ -471,6 +471,19 @@ pub(super) fn of_generation(generation: i64, claim: Claim) -> Claim {
     }
 }
 
+/// A handler's brake that is on.
+pub(super) fn brake() -> crate::retry::BrakeState {
+    crate::retry::BrakeState {
+        handler: "upload".into(),
+        failures: 20,
+        on_for_ms: 1_000,
+        failed_probes: 2,
+        next_probe_ms: 500,
+        probing: false,
+        last_error: "away".into(),
+    }
+}
+
 /// Where a claimed run stands.
 pub(super) fn stand(message: &Arc<JobMessage>, claimed: &Claimed) -> Stand {
     Stand {

@@ -52,15 +52,7 @@ async fn each_beat_is_seen() {
 async fn a_beat_tells_which_handlers_are_braked_and_one_that_has_stopped_brakes_none() {
     let database = Database::new().await;
     let mut ada = database.worker("ada").await;
-    let on = crate::retry::BrakeState {
-        handler: "upload".into(),
-        failures: 20,
-        on_for_ms: 1_000,
-        failed_probes: 2,
-        next_probe_ms: 500,
-        probing: false,
-        last_error: "away".into(),
-    };
+    let on = brake();
     let told = "SELECT coalesce(brakes #>> '{0,handler}', 'none') FROM cliquet.workers";
     for (on, expected) in [
         (&[on.clone()][..], "upload"),

@@ -209,7 +209,7 @@ impl Events {
     /// The next event: its name and its data. None when the stream has ended.
     pub async fn next(&mut self) -> Option<(String, Value)> {
         let next = timeout(Duration::from_secs(60), self.read());
-        next.await.expect("no event within 20 s")
+        next.await.expect("no event within a minute")
     }
 
     async fn read(&mut self) -> Option<(String, Value)> {

@@ -55,7 +55,7 @@ pub async fn eventually<T>(what: &str, mut question: impl AsyncFnMut() -> Option
 }
 
 /// A port that nobody listens on now. Below those that the kernel gives to clients and those of `deploy/dev`, and at random,
-/// so that nobody else takes it before it is used.
+/// so that hardly anybody else takes it before it is used.
 pub fn free_port() -> u16 {
     loop {
         let port = 10_000 + (uuid::Uuid::new_v4().as_u128() % 10_000) as u16;

@@ -299,7 +299,7 @@ impl Stage {
         eventually("the dead worker's sessions have ended", async || {
             let sessions: i64 = sqlx::query_scalar(
                 "SELECT count(*) FROM pg_stat_activity
-                  WHERE datname = current_database() AND starts_with(application_name, 'cliquet ' || $1)",
+                  WHERE datname = current_database() AND starts_with(application_name, 'cliquet ' || $1 || ' ')",
             )
             .bind(name)
             .fetch_one(&self.pool)
@@ -361,7 +361,7 @@ impl Stage {
                 ));
             }
             panic!(
-                "job {job} is not {status} within 20 s: {}\n{waiting:?}",
+                "job {job} is not {status} within a minute: {}\n{waiting:?}",
                 known.unwrap_or_default()
             );
         }
@@ -439,8 +439,8 @@ fn quick(amqp_url: &str, database: &str, queue: &str, ladder: Ladder) -> Config 
         },
         ladder,
         heartbeat: Duration::from_millis(300),
-        // A heartbeat that takes a third of it costs the worker its lock, and a busy machine is no death. Where silence
-        // is what a test is about it sets its own.
+        // With a short one a heartbeat that is late on a busy machine costs the worker its lock. Where silence is what a
+        // test is about it sets its own.
         patience: Duration::from_secs(60),
         reconcile_every: Duration::from_millis(500),
         probe_every: Duration::from_millis(400),

@@ -56,6 +56,7 @@ pub(super) async fn play(stage: &Stage, scene: Scene, end: Option<Passage>) -> P
             let mut first = start(stage, scene, Some((AfterHandler, 2)), None);
             let ended = status(&mut first).await;
             assert_eq!(ended.signal(), Some(9), "the first worker: {ended:?}");
+            stage.let_go(&named(stage)).await;
             None
         }
         Scene::Enqueued => {
@@ -115,7 +116,7 @@ pub(super) async fn play(stage: &Stage, scene: Scene, end: Option<Passage>) -> P
                 stage.publish(&format!("b:needs:{gate}")).await;
             }
             until(&mut worker, "the handler is braked", async || {
-                // By this one: what those that are dead have told stays.
+                // By this one: what those that were killed have told stays.
                 let sql = "SELECT brakes IS NOT NULL FROM cliquet.workers WHERE pid = $1 ORDER BY id DESC LIMIT 1";
                 let told: Option<bool> = sqlx::query_scalar(sql)
                     .bind(pid)
@@ -347,7 +348,8 @@ fn start(
     stage.process_with(&named(stage), &environment)
 }
 
-/// What a worker is called that is to die, so that its sessions are told from those of another.
+/// What a worker is called that is to die, so that its sessions are told from those of another. As long as it may be: Postgres
+/// keeps 63 bytes of `cliquet NAME heartbeat`.
 fn named(stage: &Stage) -> String {
     format!("mortal {}", stage.queues.identity.name)
 }

@@ -20,7 +20,7 @@ pub(super) fn line(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
     html! {
         div.worker {
             strong { (short(&worker.name, 40)) } " " (state(worker, now))
-            @for running in worker.running.iter().take(3) { (doing(running, now)) }
+            @for running in worker.running.iter().take(3) { (doing(worker, running, now)) }
             @if worker.jobs > 3 { p.muted { "and " (number(worker.jobs - 3)) " more" } }
         }
     }
@@ -99,8 +99,7 @@ fn card(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
                 div { dt { "Started" } dd { (exact(worker.started_at, now)) } }
                 div { dt { "Heartbeat" } dd { (time(worker.seen_at, now)) } }
                 @if let Some(stopped) = worker.stopped_at { div { dt { "Stopped" } dd { (exact(stopped, now)) } } }
-                // One that is dead lets nothing wait any more.
-                @for brake in worker.alive.then(|| brakes(&worker.brakes)).into_iter().flatten() {
+                @for brake in brakes(&worker.brakes) {
                     div {
                         dt { "Brake" }
                         dd {
@@ -113,8 +112,8 @@ fn card(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
             @if worker.running.is_empty() {
                 p.empty { "It holds no job." }
             } @else {
-                h3 { "Doing now" }
-                @for running in &worker.running { (doing(running, now)) }
+                h3 { @if worker.alive { "Doing now" } @else { "Left behind, for another worker to take over" } }
+                @for running in &worker.running { (doing(worker, running, now)) }
                 @if worker.jobs > worker.running.len() as i64 {
                     p.muted { "and " (number(worker.jobs - worker.running.len() as i64)) " more" }
                 }
@@ -135,14 +134,16 @@ fn state(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
     }
 }
 
-fn doing(running: &Running, now: DateTime<Utc>) -> Markup {
+/// A dead worker does nothing any more: its tasks stand still.
+fn doing(worker: &WorkerView, running: &Running, now: DateTime<Utc>) -> Markup {
+    let since = running.since.filter(|_| worker.alive);
     html! {
         p.doing {
-            (icon("PROCESSING"))
-            a href=(job_path(running.job)) { (short(&running.label, 60)) " …" }
+            @if worker.alive { (icon("PROCESSING")) }
+            a href=(job_path(running.job)) { (short(&running.label, 60)) @if worker.alive { " …" } }
             " " span.muted {
                 (short(&running.kind, 40))
-                @if let Some(since) = running.since { ", for " (between(since, now)) }
+                @if let Some(since) = since { ", for " (between(since, now)) }
             }
         }
     }
@@ -187,15 +188,19 @@ mod tests {
             "{shown}"
         );
         assert_eq!(shown.matches("<dt>Brake").count(), 1);
-        braked.alive = false;
-        let dead = card(&braked, at(100)).into_string();
-        assert!(!dead.contains("Brake"), "{dead}");
     }
 
     #[test]
     fn a_dead_worker_is_told_as_such() {
         let mut dead = worker("ada", false);
-        assert!(card(&dead, at(100)).into_string().contains("silent since"));
+        let shown = card(&dead, at(100)).into_string();
+        assert!(
+            shown.contains("silent since") && shown.contains("Left behind"),
+            "{shown}"
+        );
+        for words in ["Doing now", "…", "for 40s"] {
+            assert!(!shown.contains(words), "{words}: {shown}");
+        }
         dead.stopped_at = Some(at(90));
         dead.running.clear();
         dead.jobs = 0;
