@@ -320,8 +320,9 @@ impl Bench {
         self.told(counted)
     }
 
-    /// Waits for what a killed worker of the queue has asked for last. Then removes the jobs of the queue from `first` on, a few thousand at a time, and tells how many each time; without
-    /// `first` all of them, for which every job of the ledger is looked at. The worker's row goes too.
+    /// Waits for what a killed worker of the queue has asked for last. Then removes the jobs of the queue from `first` on, a few
+    /// thousand at a time, and tells how many each time; without `first` all of them, for which every job of the ledger is
+    /// looked at. The worker's row goes too.
     pub(crate) async fn remove(
         &mut self,
         first: Option<JobId>,

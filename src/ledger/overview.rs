@@ -49,7 +49,8 @@ pub struct Overview {
 pub struct StatusCount {
     /// The status.
     pub status: JobStatus,
-    /// How many jobs.
+    /// How many jobs. PROCESSING is what the workers' last heartbeats told: a killed worker's jobs count until another has found,
+    /// a minute or more later, that it holds none.
     pub jobs: i64,
     /// There are too many to count them: this is about how many.
     pub estimated: bool,

@@ -50,7 +50,7 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     let mut rabbit = Rabbit::new(&ground.amqp_url);
     let poison = Job::of(vec![Act::Nothing, Act::Poison, Act::Nothing]);
     for number in 0..=GOOD {
-        let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 300 }, Act::Nothing]);
+        let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 800 }, Act::Nothing]);
         // Late enough that both workers hold all they can, also where one began seconds after the other.
         let job = if number == 900 {
             poison.clone()

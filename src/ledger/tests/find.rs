@@ -871,9 +871,11 @@ async fn a_dead_worker_is_told_to_hold_what_nobody_has_taken_over_and_to_brake_n
     for message in &left {
         ada.claimed(message).await;
     }
+    // Long ago, and many jobs since: only the heartbeats tell.
     database
-        .run("UPDATE cliquet.jobs SET created_at = now() - interval '1 day'")
+        .run("UPDATE cliquet.jobs SET created_at = now() - interval '30 days'")
         .await;
+    fill(&database, 600, None).await;
     let running: Vec<_> = left.iter().map(|message| (message.id, Epoch(1))).collect();
     ada.presence.tell_brakes(&[brake()]);
     ada.presence.beat(|| running.clone()).await;
@@ -886,15 +888,26 @@ async fn a_dead_worker_is_told_to_hold_what_nobody_has_taken_over_and_to_brake_n
         (ada.alive, ada.jobs, ada.running.len(), ada.brakes.is_null())
     };
     assert_eq!(told().await, (true, 4, 4, false));
+    // One that it began after its last heartbeat, with many after it.
+    let young = job_of(1);
+    ada.claimed(&young).await;
     database
-        .run("UPDATE cliquet.workers SET patience = '1ms' WHERE name = 'ada'")
+        .run("UPDATE cliquet.jobs SET created_at = clock_timestamp() WHERE kind = 'bulk'")
+        .await;
+    database
+        .run("UPDATE cliquet.workers SET patience = '1ms', running = ARRAY(SELECT gen_random_uuid() FROM generate_series(1, 100)) || running WHERE name = 'ada'")
         .await;
     ada.die(&database).await;
-    assert_eq!(told().await, (false, 4, 4, true));
+    assert_eq!(told().await, (false, 5, 5, true));
     for message in &left[..3] {
         bob.claimed_by(asks(message)).await;
     }
-    assert_eq!(told().await, (false, 1, 1, true));
+    assert_eq!(told().await, (false, 2, 2, true));
+    database
+        .run("UPDATE cliquet.workers SET cleared_at = clock_timestamp() WHERE name = 'ada'")
+        .await;
+    // Somebody has looked through all jobs, and it is believed.
+    assert_eq!(told().await, (false, 0, 0, true));
 }
 
 #[tokio::test]

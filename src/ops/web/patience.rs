@@ -130,7 +130,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_reads_a_little_now_and_then_is_given_up_too() {
         let (here, mut there) = tokio::io::duplex(16);
-        let (a_while, in_all) = (Duration::from_secs(3), Duration::from_secs(5));
+        let (a_while, in_all) = (Duration::from_secs(6), Duration::from_secs(8));
         let mut patient = Patient::new(here, a_while, in_all);
         let reading = tokio::spawn(async move {
             let mut read = 0;

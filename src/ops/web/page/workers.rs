@@ -17,11 +17,15 @@ const ENDED: usize = 10;
 
 /// One worker in a few lines: its name and the first things it does.
 pub(super) fn line(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
+    let shown = &worker.running[..worker.running.len().min(3)];
+    let more = worker.jobs - shown.len() as i64;
     html! {
         div.worker {
             strong { (short(&worker.name, 40)) } " " (state(worker, now))
-            @for running in worker.running.iter().take(3) { (doing(worker, running, now)) }
-            @if worker.jobs > 3 { p.muted { "and " (number(worker.jobs - 3)) " more" } }
+            @if !worker.alive && worker.jobs > 0 { p.muted { "Left behind:" } }
+            @for running in shown { (doing(worker, running, now)) }
+            @if !shown.is_empty() && more > 0 { p.muted { "and " (number(more)) " more" } }
+            @if shown.is_empty() && more > 0 { p.muted { (count(more, "job")) ", none for long" } }
         }
     }
 }
@@ -40,7 +44,7 @@ pub(super) fn in_order(workers: &[WorkerView]) -> Vec<&WorkerView> {
     workers
 }
 
-/// `2 workers hold 40 jobs; 32 jobs are held by a silent worker`. What the dead hold nobody works on.
+/// `2 workers hold 40 jobs; 32 jobs are held by a dead worker`. What the dead hold nobody works on.
 pub(super) fn held(workers: &[WorkerView]) -> String {
     let sum = |alive| {
         let holders = workers
@@ -50,17 +54,17 @@ pub(super) fn held(workers: &[WorkerView]) -> String {
             (number + 1, jobs + worker.jobs)
         })
     };
-    let ((alive, jobs), (silent, lost)) = (sum(true), sum(false));
+    let ((alive, jobs), (dead, lost)) = (sum(true), sum(false));
     let mut text = match alive {
         0 => "No worker runs".to_owned(),
         1 => format!("1 worker holds {}", count(jobs, "job")),
         _ => format!("{} hold {}", count(alive, "worker"), count(jobs, "job")),
     };
-    if silent > 0 {
+    if dead > 0 {
         let are = if lost == 1 { "is" } else { "are" };
-        let by = match silent {
-            1 => "a silent worker".to_owned(),
-            _ => count(silent, "silent worker"),
+        let by = match dead {
+            1 => "a dead worker".to_owned(),
+            _ => count(dead, "dead worker"),
         };
         text.push_str(&format!("; {} {are} held by {by}", count(lost, "job")));
     }
@@ -109,8 +113,10 @@ fn card(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
                     }
                 }
             }
-            @if worker.running.is_empty() {
+            @if worker.jobs == 0 {
                 p.empty { "It holds no job." }
+            } @else if worker.running.is_empty() {
+                p.empty { "It holds " (count(worker.jobs, "job")) ", none for long." }
             } @else {
                 h3 { @if worker.alive { "Doing now" } @else { "Left behind, for another worker to take over" } }
                 @for running in &worker.running { (doing(worker, running, now)) }
@@ -134,7 +140,7 @@ fn state(worker: &WorkerView, now: DateTime<Utc>) -> Markup {
     }
 }
 
-/// A dead worker does nothing any more: its tasks stand still.
+/// What a worker does, or has left behind: as far as the ledger can tell, the tasks of a dead one stand still.
 fn doing(worker: &WorkerView, running: &Running, now: DateTime<Utc>) -> Markup {
     let since = running.since.filter(|_| worker.alive);
     html! {
@@ -193,6 +199,10 @@ mod tests {
     #[test]
     fn a_dead_worker_is_told_as_such() {
         let mut dead = worker("ada", false);
+        let at_a_glance = line(&dead, at(100)).into_string();
+        for words in ["Left behind:", "Upload image", "and 4 more"] {
+            assert!(at_a_glance.contains(words), "{words}: {at_a_glance}");
+        }
         let shown = card(&dead, at(100)).into_string();
         assert!(
             shown.contains("silent since") && shown.contains("Left behind"),
@@ -234,12 +244,12 @@ mod tests {
         assert_eq!(order, [5, 3, 2, 4, 1]);
         assert_eq!(
             held(&all),
-            "2 workers hold 8 jobs; 32 jobs are held by a silent worker"
+            "2 workers hold 8 jobs; 32 jobs are held by a dead worker"
         );
         assert_eq!(held(&all[..1]), "No worker runs");
         assert_eq!(
             held(&[with(1, true, 1), with(2, false, 1), with(3, false, 0)]),
-            "1 worker holds 1 job; 1 job is held by a silent worker"
+            "1 worker holds 1 job; 1 job is held by a dead worker"
         );
         let ended: Vec<_> = (0..40).map(|id| with(id, false, 0)).collect();
         let shown = workers(&[&all[..], &ended].concat(), at(0)).into_string();
