@@ -1,9 +1,9 @@
 //! The workers, and what each is doing now.
 //!
 //! No index tells whose a job is, since that would cost every job's end. Each heartbeat tells which jobs the worker has had in
-//! hand for a second or longer; those that it began since are among the newest jobs, or, of one that is dead, among those that
-//! were made since its last heartbeat. So nothing here reads more than a few hundred jobs, and what dead workers told; and of
-//! tasks no more than those of the jobs it may show.
+//! hand for a second or longer; those that it began since are among the newest jobs, or, of one that is dead, among the
+//! first that were made since its last heartbeat. So nothing here reads more than a few hundred jobs, as many again for each
+//! dead worker, and what these told; and of tasks no more than those of the jobs it may show.
 
 use std::collections::HashMap;
 
@@ -126,8 +126,8 @@ SELECT held.holder, held.jobs, held.id, held.kind, t.position, t.label, t.starte
 );
 
 impl Reads {
-    /// The workers that are alive, the newest first, with what each is doing; and the 50 newest of those that died within the
-    /// last hour, with what each has left behind.
+    /// The workers that are alive, the newest first, with what each is doing; and of those that died within the last hour up to
+    /// 50, those that may hold jobs before the newest, with what each has left behind.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`], [`LedgerError::Schema`].

@@ -50,7 +50,7 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     let mut rabbit = Rabbit::new(&ground.amqp_url);
     let poison = Job::of(vec![Act::Nothing, Act::Poison, Act::Nothing]);
     for number in 0..=GOOD {
-        let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 800 }, Act::Nothing]);
+        let good = || Job::of(vec![Act::Nothing, Act::Nap { ms: 400 }, Act::Nothing]);
         // Late enough that both workers hold all they can, also where one began seconds after the other.
         let job = if number == 900 {
             poison.clone()
@@ -68,7 +68,7 @@ async fn a_task_that_kills_its_process_is_parked_alone_among_a_thousand_good_job
     // Two workers with 128 jobs each: 256 in flight.
     let crew = Crew::start(&ground, 2, settings).await;
 
-    within(Duration::from_secs(180), "every job is over", async || {
+    within(Duration::from_secs(300), "every job is over", async || {
         let over: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM cliquet.jobs WHERE status IN ('SUCCESS', 'FAILED')",
         )

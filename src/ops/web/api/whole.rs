@@ -38,7 +38,7 @@ pub(super) async fn overview(
 
 /// The workers
 ///
-/// Those that live, with what they run, and the 50 newest of those that died within the last hour, with what they have left behind.
+/// Those that live, with what they run, and up to 50 of those that died within the last hour, with what they have left behind.
 #[utoipa::path(
     get,
     path = "/api/v1/workers",
